@@ -1,0 +1,16 @@
+#pragma once
+
+// Standard headers come first: an inline library function compiled for a newer processor could
+// otherwise be the copy that the linker keeps for everybody.
+#include "target_headers.h"
+
+#define D2LFAST_ISA avx512
+#define D2LFAST_VECTOR_BYTES 64
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")
+#endif
+#endif

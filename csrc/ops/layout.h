@@ -1,0 +1,22 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+namespace d2lfast::ops {
+
+// The output-layout rule of every 4-d operator: what comes in is what goes out. A channels_last input
+// gives a channels_last output, any other gives a contiguous one (`d2lfast/_fake` has the same rule).
+inline at::MemoryFormat layout_of(const at::Tensor& input) { return input.suggest_memory_format(); }
+
+inline bool is_channels_last(at::MemoryFormat format) { return format == at::MemoryFormat::ChannelsLast; }
+
+// Operators accept unbatched [C,H,W] images; the code below the checks sees [1,C,H,W].
+inline at::Tensor batched(const at::Tensor& image) { return image.dim() == 3 ? image.unsqueeze(0) : image; }
+
+inline at::Tensor like_batching_of(const at::Tensor& input, const at::Tensor& result) {
+  return input.dim() == 3 ? result.squeeze(0) : result;
+}
+
+}  // namespace d2lfast::ops

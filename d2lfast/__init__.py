@@ -1,0 +1,13 @@
+"""Drop-in PyTorch layers with fast C++/CUDA kernels for the networks of *Dive into Deep Learning*."""
+
+from d2lfast import _extension
+
+_extension.load()
+
+from d2lfast import _fake, models, nn  # noqa: E402
+from d2lfast.algorithm import conv2d_algorithm, explain  # noqa: E402
+from d2lfast.convert import convert, report, revert  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "conv2d_algorithm", "convert", "explain", "models", "nn", "report", "revert"]

@@ -1,0 +1,4 @@
+"""Choice of the convolution algorithm: the override and its explanation."""
+
+conv2d_algorithm = None
+explain = None

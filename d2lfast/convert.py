@@ -1,0 +1,3 @@
+"""Swapping the layers of a model."""
+
+convert = revert = report = None

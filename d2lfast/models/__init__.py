@@ -1,0 +1,1 @@
+"""The book's networks, each written once over a `layers` namespace."""

@@ -1,0 +1,148 @@
+"""Build of the d2lfast extension. Switches (docs/environment.md): FORCE_CUDA, FORCE_CPU, DEBUG, SANITIZE,
+TORCH_CUDA_ARCH_LIST, MAX_JOBS, D2LFAST_NO_EXTENSION."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+GIB_PER_JOB = 1.2  # a file that includes torch's autograd headers peaks at about 1 GB
+
+
+def flag(name):
+    return os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}
+
+
+def import_torch():
+    try:
+        import torch
+        import torch.utils.cpp_extension
+    except ImportError:
+        sys.exit(
+            "d2lfast needs an installed torch to build its extension: run 'pip install torch==2.13.0', then "
+            "repeat (with uv or 'python -m build', also pass --no-build-isolation)."
+        )
+    include = Path(torch.utils.cpp_extension.include_paths()[0])
+    missing = [d for d in ("ATen", "c10", "torch/csrc") if not (include / d).is_dir()]
+    if missing:
+        sys.exit(f"The installed torch {torch.__version__} lacks its headers ({', '.join(missing)}): reinstall it.")
+    return torch
+
+
+def nvcc_version(cpp_extension):
+    nvcc = shutil.which("nvcc") or (
+        str(Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc") if cpp_extension.CUDA_HOME else None
+    )
+    if nvcc is None or not Path(nvcc).exists():
+        return None
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def use_cuda(torch):
+    """CUDA needs a torch with CUDA, an nvcc of the same major version, and a GPU or FORCE_CUDA=1."""
+    forced = flag("FORCE_CUDA")
+    if flag("FORCE_CPU"):
+        return False
+    if not forced and not torch.cuda.is_available():
+        return False
+    if torch.version.cuda is None:
+        if forced:
+            sys.exit(f"FORCE_CUDA=1, but torch {torch.__version__} is a build without CUDA.")
+        return False
+    version = nvcc_version(torch.utils.cpp_extension)
+    if version is None:
+        if forced:
+            sys.exit("FORCE_CUDA=1, but no nvcc was found: put it on PATH or set CUDA_HOME.")
+        print("d2lfast: a GPU is present but no nvcc was found: building for the CPU only.")
+        return False
+    wanted = tuple(int(part) for part in torch.version.cuda.split(".")[:2])
+    if version[0] != wanted[0]:
+        sys.exit(f"nvcc {version[0]}.{version[1]} cannot build for torch with CUDA {torch.version.cuda}; set FORCE_CPU=1 "
+                 "for a build without CUDA.")
+    if version != wanted:
+        print(f"d2lfast: nvcc {version[0]}.{version[1]} and torch's CUDA {torch.version.cuda} differ in the minor version.")
+    if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
+        os.environ["TORCH_CUDA_ARCH_LIST"] = "7.5;8.0;8.6;9.0+PTX" if version < (12, 8) else "8.0;9.0;10.0;12.0+PTX"
+    return True
+
+
+def default_jobs():
+    jobs = os.cpu_count() or 1
+    try:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (ValueError, OSError):
+        return jobs
+    return max(1, min(jobs, int(available / GIB_PER_JOB)))
+
+
+def sources(*patterns):
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def extension(torch):
+    cpp_extension = torch.utils.cpp_extension
+    cuda = use_cuda(torch)
+    sanitize = os.environ.get("SANITIZE", "")
+    debug = flag("DEBUG")
+    cxx = ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
+    cxx += ["-O0", "-g"] if debug else ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+    link = []
+    if sanitize:
+        cxx += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1"]
+        link += [f"-fsanitize={sanitize}"]
+    if "ATen parallel backend: OpenMP" in torch.__config__.parallel_info():
+        # Without it at::parallel_for compiles to a serial loop.
+        cxx += ["-fopenmp"]
+        link += ["-fopenmp"]
+    files = sources("csrc/*.cpp", "csrc/ops/*.cpp", "csrc/ops/cpu/*.cpp", "csrc/kernels/cpu/*.cpp")
+    flags = {"cxx": cxx}
+    macros = []
+    if cuda:
+        files += sources("csrc/ops/cuda/*.cpp", "csrc/kernels/cuda/*.cu")
+        flags["nvcc"] = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo"]
+        macros += [("D2LFAST_WITH_CUDA", None)]
+    info = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "cuda_archs": os.environ.get("TORCH_CUDA_ARCH_LIST", "those of the GPUs at build time") if cuda else None,
+        "python": platform.python_version(),
+        "cxx_flags": cxx,
+        "debug": debug,
+        "sanitize": sanitize or None,
+    }
+    for name, value in info.items():
+        print(f"d2lfast build: {name} = {value}")
+    (ROOT / "d2lfast" / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
+    os.environ.setdefault("MAX_JOBS", str(default_jobs()))
+    kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    return kind(
+        "d2lfast._C",
+        files,
+        depends=sources("csrc/**/*.h", "csrc/**/*.inc", "csrc/**/*.cuh"),
+        define_macros=macros,
+        extra_compile_args=flags,
+        extra_link_args=link,
+    )
+
+
+if flag("D2LFAST_NO_EXTENSION"):
+    setup(packages=find_packages(include=["d2lfast", "d2lfast.*"]))
+else:
+    # The metadata commands of pip and sdist need no torch and build nothing.
+    building = {"build_ext", "build", "install", "bdist_wheel", "develop", "editable_wheel"} & set(sys.argv)
+    torch = import_torch() if building else None
+    setup(
+        packages=find_packages(include=["d2lfast", "d2lfast.*"]),
+        package_data={"d2lfast": ["_build_info.json", "py.typed"]},
+        ext_modules=[extension(torch)] if torch else [Extension("d2lfast._C", [])],
+        cmdclass={"build_ext": torch.utils.cpp_extension.BuildExtension} if torch else {},
+    )

@@ -1,1 +1,32 @@
-__all__: list[str] = []
+"""Convolution layers."""
+
+import torch
+from torch import Tensor
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from d2lfast.nn import functional as F
+
+__all__ = ["Conv2d", "LazyConv2d"]
+
+
+class Conv2d(torch.nn.Conv2d):
+    """`torch.nn.Conv2d` on d2lfast's kernels: same constructor, parameters, `state_dict` and errors.
+
+    Shapes: input [N,C,H,W] or [C,H,W] to [N,O,H',W'] or [O,H',W']; see `d2lfast.nn.functional.conv2d`.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            return F.conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class LazyConv2d(torch.nn.LazyConv2d):
+    """`torch.nn.LazyConv2d` that becomes a `d2lfast.nn.Conv2d` at its first input."""
+
+    cls_to_become = Conv2d  # type: ignore[assignment]
+    _conv_forward = Conv2d._conv_forward
+
+
+assert issubclass(LazyConv2d, LazyModuleMixin)

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <string_view>
+
+#include "conv2d_algorithm.h"
+
+namespace d2lfast::ops {
+
+// Checks the arguments of a convolution of a batched input as torch does, and names its shape.
+Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+
+}  // namespace d2lfast::ops

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+
+#include "../kernels/cpu/isa.h"
+#include "../kernels/dtype.h"
+
+namespace d2lfast::ops {
+
+// kDirect: our kernels on flat grids. kAten: torch's own convolution (oneDNN on the CPU).
+enum class Conv2dAlgorithm { kDirect, kAten };
+enum class Conv2dPass { kForward, kGradInput, kGradWeight };
+
+struct Conv2dShape {
+  int64_t batch, channels, height, width;
+  int64_t result_channels, kernel_h, kernel_w;
+  std::array<int64_t, 2> stride, padding, dilation;
+  int64_t groups;
+  DType dtype;
+  bool channels_last;
+  bool cuda;
+
+  int64_t result_height() const {
+    return (height + 2 * padding[0] - dilation[0] * (kernel_h - 1) - 1) / stride[0] + 1;
+  }
+  int64_t result_width() const {
+    return (width + 2 * padding[1] - dilation[1] * (kernel_w - 1) - 1) / stride[1] + 1;
+  }
+};
+
+// "auto" asks the table; a name forces that algorithm for all passes. Raises ValueError for another name.
+Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass, cpu::Isa isa,
+                                        std::string_view requested);
+
+const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm);
+
+}  // namespace d2lfast::ops

@@ -222,14 +222,21 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
   params.taps = static_cast<int64_t>(grid.tap_offset[0].size());
   params.tap_offset = grid.tap_offset[0].data();
 
-  const int64_t weight_size = wants_weight ? shape.result_channels * source_channels * params.taps : 0;
+  const int64_t products = source_channels * params.taps;
+  params.outer_vectors =
+      table.outer_vectors(shape.dtype, result_channels, products, band_rows * shape.result_width());
+  const int64_t tile = std::max<int64_t>(1, params.outer_vectors * lanes);
+  params.partial_width = (result_channels + tile - 1) / tile * tile;
+  const int64_t weight_size = wants_weight ? shape.groups * params.partial_width * products : 0;
   const int64_t size = weight_size + (wants_bias ? shape.result_channels : 0);
   const int64_t chunks =
       std::clamp<int64_t>(std::min(shape.batch, kMostPartialElements / std::max<int64_t>(1, size)), 1, kMostChunks);
   const auto options = weight.options().dtype(accumulator_type(weight.scalar_type()));
   at::Tensor partial = at::zeros({chunks, size}, options);
   char* memory = static_cast<char*>(partial.mutable_data_ptr());
-  const int64_t scratch = (source_channels * grid.channel_stride + result_channels * gradient.channel_stride) * element;
+  const int64_t scratch = (source_channels * grid.channel_stride + result_channels * gradient.channel_stride +
+                           band_rows * shape.result_width() * tile) *
+                          element;
   at::parallel_for(0, chunks * shape.groups, 1, [&](int64_t begin, int64_t end) {
     void* planes = thread_scratch(scratch);
     for (int64_t i = begin; i < end; ++i) {
@@ -248,7 +255,14 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
   std::pair<at::Tensor, at::Tensor> grads;
   if (wants_weight) {
     grads.first = at::empty_like(weight);
-    grads.first.copy_(sum.narrow(0, 0, weight_size).view(weight.sizes()));
+    at::Tensor total = sum.narrow(0, 0, weight_size);
+    if (params.outer_vectors > 0) {
+      total = total.view({shape.groups, products, params.partial_width})
+                  .narrow(2, 0, result_channels)
+                  .transpose(1, 2)
+                  .reshape({shape.result_channels, products});
+    }
+    grads.first.copy_(total.view(weight.sizes()));
   }
   if (wants_bias) {
     grads.second = at::empty({shape.result_channels}, weight.options());

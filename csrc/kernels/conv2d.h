@@ -58,10 +58,10 @@ struct Conv2dPhase {
 struct Conv2dParams {
   int64_t batch, groups;
   Conv2dSource source;
-  const void* weight;                  // element (group, m, c, tap)
-  int64_t weight_group;                // elements between groups
+  const void* weight;                    // element (group, m, c, tap)
+  int64_t weight_group;                  // elements between groups
   int64_t weight_result, weight_source;  // elements between result and source channels
-  const void* bias;                    // [G*M] or null, of the tensors' dtype
+  const void* bias;                      // [G*M] or null, of the tensors' dtype
   Activation activation;
   void* result;  // [N,G*M,...], written once
   Strides4 result_strides;
@@ -83,7 +83,7 @@ struct Conv2dWeightParams {
   int64_t band_rows, bands;
   int64_t taps;
   const int64_t* tap_offset;
-  int64_t vectors;  // length of a band's dot product, in vectors
+  int64_t vectors;        // length of a band's dot product, in vectors
   int64_t outer_vectors;  // vectors of gradients in an outer product's tile; 0: dot products
   int64_t partial_width;  // M, rounded up to whole tiles
 };

@@ -1,3 +1,2 @@
-#include "target_avx2.h"
-
 #include "conv2d.inc"
+#include "target_avx2.h"

@@ -1,3 +1,2 @@
-#include "target_avx512.h"
-
 #include "conv2d.inc"
+#include "target_avx512.h"

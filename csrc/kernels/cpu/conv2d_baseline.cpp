@@ -1,3 +1,2 @@
-#include "target_baseline.h"
-
 #include "conv2d.inc"
+#include "target_baseline.h"

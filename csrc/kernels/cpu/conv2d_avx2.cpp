@@ -1,2 +1,3 @@
-#include "conv2d.inc"
 #include "target_avx2.h"
+
+#include "conv2d.inc"

@@ -13,6 +13,7 @@
 #include <cmath>
 
 #include "../../kernels/conv2d.h"
+#include "../../kernels/cpu/isa.h"
 #include "../activation.h"
 #include "../dtype.h"
 #include "../layout.h"

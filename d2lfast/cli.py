@@ -8,9 +8,10 @@ def main() -> None:
     try:
         from d2lfast.commands import app
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in {"typer", "rich", "click"}:
+        package = (error.name or "").split(".")[0]
+        if package not in {"typer", "rich"}:
             raise
-        sys.exit(f"The command line needs {error.name}: pip install 'd2lfast[cli]'")
+        sys.exit(f"The command line needs {package}: pip install 'd2lfast[cli]'")
     app(prog_name="d2lfast")
 
 

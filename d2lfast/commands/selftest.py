@@ -13,12 +13,12 @@ def command() -> None:
     """Check every operator on every device against native float64 PyTorch, forward and gradients."""
     start = time.perf_counter()
     rows = run_selftest()
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("operator", "device", "dtype"):
         table.add_column(heading, no_wrap=True)
     for heading in ("cases", "forward", "gradient", "allowed"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("result")
+    table.add_column("result", no_wrap=True)
     for row in rows:
         numbers = [""] * 4
         if row.cases:

@@ -415,7 +415,9 @@ class TestLeftAlone:
         self.check(torch.jit.script(nn.Conv2d(1, 2, 3)), "before scripting it")
 
     def test_compiled_module(self):
-        self.check(torch.compile(nn.Conv2d(1, 2, 3), backend="eager"), "wrapped in OptimizedModule", run=False)
+        self.check(
+            torch.compile(nn.Conv2d(1, 2, 3), backend="eager"), "wrapped in OptimizedModule", run=False
+        )
 
     def test_layers_that_d2lfast_has_not(self):
         self.check(nn.Conv3d(1, 1, 3), "no layer for it", run=False)
@@ -443,9 +445,7 @@ def test_report():
     model = Net()
     rows = {row.path: row for row in report(model)}
     assert list(rows) == ["features.0", "features.1", "features.2", "features.3", "head"]
-    assert rows["features.0"] == Row(
-        "features.0", "torch.nn.Conv2d", "native", "convert() would swap it"
-    )
+    assert rows["features.0"] == Row("features.0", "torch.nn.Conv2d", "native", "convert() would swap it")
     assert rows["head"].reason == "d2lfast has no layer for it"
     after = report(convert(model))
     assert [row.path for row in after.swapped] == ["features.0", "features.1", "features.3"]

@@ -20,7 +20,7 @@ def gate():
     def require(case, layout):
         key = case.name, layout
         if key not in verdicts:
-            verdicts[key] = check(case, torch.float32, layout)
+            verdicts[key] = check(case, torch.float32, [layout])
         if verdicts[key]:
             pytest.fail("; ".join(verdicts[key]))
 

@@ -101,9 +101,7 @@ def run_case(
         compiled: native through torch.compile runs too.
         roofline: of this machine; measured if not given.
     """
-    outcome = Outcome(case.name)
-    for layout in case.layouts:
-        outcome.failures += [f"{layout}: {problem}" for problem in check(case, dtype, layout)]
+    outcome = Outcome(case.name, failures=check(case, dtype))
     if outcome.failures:
         return outcome
     roofline = roofline or measure_roofline(dtype)

@@ -9,7 +9,8 @@ import torch
 
 from d2lfast.bench.case import Work
 
-_MATRIX = 2048
+_MATRIX, _TRIAL = 2048, 128
+_REPEATS = 16
 _COPY_BYTES = 256 * 2**20
 
 
@@ -39,14 +40,21 @@ def _fastest(call: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def _peak(dtype: torch.dtype) -> float:
-    a, b = torch.randn(2, _MATRIX, _MATRIX, generator=torch.Generator().manual_seed(0)).to(dtype)
+def _matmul_rate(dtype: torch.dtype, size: int) -> float:
+    a, b = torch.randn(2, size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
     result = torch.empty_like(a)
-    return 2 * _MATRIX**3 / _fastest(lambda: torch.mm(a, b, out=result), 8)
+    return 2 * size**3 / _fastest(lambda: torch.mm(a, b, out=result), _REPEATS)
+
+
+def _peak(dtype: torch.dtype) -> float:
+    # Where the processor has no arithmetic of a 16-bit type, its large product takes seconds.
+    wide = torch.promote_types(dtype, torch.float32)
+    fast = dtype == wide or _matmul_rate(dtype, _TRIAL) > _matmul_rate(wide, _TRIAL)
+    return _matmul_rate(dtype if fast else wide, _MATRIX)
 
 
 def measure_roofline(dtype: torch.dtype = torch.float32) -> Roofline:
-    """Measure peak (a 2048³ matrix product through torch) and bandwidth (`copy_` of 256 MiB), best of 8.
+    """Measure peak (a 2048³ matrix product through torch) and bandwidth (`copy_` of 256 MiB), best of 16.
 
     The results are cached for the process and the number of threads. The peak of 16-bit types is that of
     float32, in which they are accumulated, or their own where it is higher.
@@ -57,8 +65,8 @@ def measure_roofline(dtype: torch.dtype = torch.float32) -> Roofline:
 @cache
 def _measure(dtype: torch.dtype, threads: int) -> Roofline:
     with torch.no_grad():
-        peak = max(map(_peak, {dtype, torch.promote_types(dtype, torch.float32)}))
+        peak = _peak(dtype)
         source = torch.ones(_COPY_BYTES, dtype=torch.uint8).view(torch.float32)
         target = torch.zeros_like(source)
-        bandwidth = 2 * _COPY_BYTES / _fastest(lambda: target.copy_(source), 8)
+        bandwidth = 2 * _COPY_BYTES / _fastest(lambda: target.copy_(source), _REPEATS)
     return Roofline(peak, bandwidth)

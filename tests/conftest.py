@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-pytest.register_assert_rewrite("ops.op_tester", "d2lfast.testing")
+pytest.register_assert_rewrite("ops.op_tester", "ops.opinfo", "d2lfast.testing")
 
 
 def pytest_generate_tests(metafunc):

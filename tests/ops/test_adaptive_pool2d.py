@@ -1,6 +1,7 @@
 import pytest
 import torch
 from ops.op_tester import OpTester
+from ops.opinfo import OpInfoTester
 
 import d2lfast
 from d2lfast.testing import Case
@@ -85,3 +86,11 @@ class TestAdaptiveMaxPool2d(OpTester):
         x = torch.randn(2, 3, 9, 9)
         ours, theirs = (f.adaptive_max_pool2d(x, 4) for f in (d2lfast.nn.functional, torch.nn.functional))
         assert torch.equal(ours, theirs)
+
+
+class TestAdaptiveAvgPool2dSamples(OpInfoTester):
+    function = "adaptive_avg_pool2d"
+
+
+class TestAdaptiveMaxPool2dSamples(OpInfoTester):
+    function = "adaptive_max_pool2d"

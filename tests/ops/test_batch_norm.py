@@ -1,6 +1,7 @@
 import pytest
 import torch
 from ops.op_tester import OpTester
+from ops.opinfo import OpInfoTester
 
 import d2lfast
 from d2lfast.testing import DTYPES, Case, check, inputs_of, run
@@ -153,3 +154,7 @@ class TestBatchNorm(OpTester):
             for f in (d2lfast.nn.functional, torch.nn.functional)
         )
         torch.testing.assert_close(ours, theirs)
+
+
+class TestBatchNormSamples(OpInfoTester):
+    function = "batch_norm"

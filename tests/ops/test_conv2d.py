@@ -1,6 +1,7 @@
 import pytest
 import torch
 from ops.op_tester import OpTester
+from ops.opinfo import OpInfoTester
 
 import d2lfast
 from d2lfast.testing import Case, check, inputs_of, run
@@ -133,3 +134,7 @@ class TestConv2d(OpTester):
             results.append(function(x, torch.zeros(1, 1, 3, 3)))
         assert torch.equal(*(torch.isnan(r) for r in results))
         assert run(case, self.entry.ours, inputs_of(case)).outputs[0].isfinite().all()
+
+
+class TestConv2dSamples(OpInfoTester):
+    function = "conv2d"

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from ops.op_tester import OpTester
+from ops.opinfo import OpInfoTester
 
 import d2lfast
 from d2lfast.testing import Case, check
@@ -166,3 +167,12 @@ class TestAvgPool2d(OpTester):
         """A window of 4096 elements far from zero."""
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             check(self.case((1, 3, 64, 64), 64).replace(dtype=dtype))
+
+
+class TestMaxPool2dSamples(OpInfoTester):
+    function = "max_pool2d"
+    every = 37  # of 2880: they are the product of all options
+
+
+class TestAvgPool2dSamples(OpInfoTester):
+    function = "avg_pool2d"

@@ -100,7 +100,7 @@ def compare(case: Case, ours: Result, theirs: Result, exact: Result, strides: bo
         assert_accurate(output, theirs.outputs[i], exact.outputs[i], additions, f"output {i}")
         if operator.exact:
             assert same(output, theirs.outputs[i]), f"output {i}: not bitwise torch's"
-        if strides and output.numel() > 0:
+        if strides and output.numel() > 0 and not (operator.mutated and i > 0):
             # The stride of an axis of length 1 means nothing, and torch's own kernels differ in it.
             real = [axis for axis, n in enumerate(output.shape) if n > 1]
             mine, wanted = ([x.stride(axis) for axis in real] for x in (output, theirs.outputs[i]))

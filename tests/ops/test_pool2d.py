@@ -107,6 +107,15 @@ class TestMaxPool2d(OpTester):
             assert torch.equal(ours[0], theirs[0])
             assert torch.equal(ours[1], theirs[1])
 
+    @pytest.mark.isa
+    def test_window_that_meets_padding_alone(self):
+        """Dilation can step over the image: -inf, and no gradient (torch writes out of bounds)."""
+        for dtype in (torch.float32, torch.float16):
+            x = torch.randn(1, 5, 1, 8).to(dtype).requires_grad_()
+            y = d2lfast.nn.functional.max_pool2d(x, (2, 3), (3, 2), padding=1, dilation=(2, 1))
+            assert torch.equal(y, torch.full_like(y, -torch.inf))
+            assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.zeros_like(x))
+
 
 class TestMaxPool2dWithIndices(OpTester):
     operator = "max_pool2d_with_indices"

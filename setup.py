@@ -32,7 +32,9 @@ def import_torch():
     include = Path(torch.utils.cpp_extension.include_paths()[0])
     missing = [d for d in ("ATen", "c10", "torch/csrc") if not (include / d).is_dir()]
     if missing:
-        sys.exit(f"The installed torch {torch.__version__} lacks its headers ({', '.join(missing)}): reinstall it.")
+        sys.exit(
+            f"The installed torch {torch.__version__} lacks its headers ({', '.join(missing)}): reinstall it."
+        )
     return torch
 
 
@@ -66,12 +68,18 @@ def use_cuda(torch):
         return False
     wanted = tuple(int(part) for part in torch.version.cuda.split(".")[:2])
     if version[0] != wanted[0]:
-        sys.exit(f"nvcc {version[0]}.{version[1]} cannot build for torch with CUDA {torch.version.cuda}; set FORCE_CPU=1 "
-                 "for a build without CUDA.")
+        sys.exit(
+            f"nvcc {version[0]}.{version[1]} cannot build for torch with CUDA {torch.version.cuda}; set FORCE_CPU=1 "
+            "for a build without CUDA."
+        )
     if version != wanted:
-        print(f"d2lfast: nvcc {version[0]}.{version[1]} and torch's CUDA {torch.version.cuda} differ in the minor version.")
+        print(
+            f"d2lfast: nvcc {version[0]}.{version[1]} and torch's CUDA {torch.version.cuda} differ in the minor version."
+        )
     if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = "7.5;8.0;8.6;9.0+PTX" if version < (12, 8) else "8.0;9.0;10.0;12.0+PTX"
+        os.environ["TORCH_CUDA_ARCH_LIST"] = (
+            "7.5;8.0;8.6;9.0+PTX" if version < (12, 8) else "8.0;9.0;10.0;12.0+PTX"
+        )
     return True
 
 
@@ -93,8 +101,20 @@ def extension(torch):
     cuda = use_cuda(torch)
     sanitize = os.environ.get("SANITIZE", "")
     debug = flag("DEBUG")
-    cxx = ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
-    cxx += ["-O0", "-g"] if debug else ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+    cxx = [
+        "-std=c++20",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+        "-Wno-unknown-pragmas",
+        "-Wno-maybe-uninitialized",
+    ]
+    cxx += (
+        ["-O0", "-g"]
+        if debug
+        else ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+    )
     link = []
     if sanitize:
         cxx += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1"]
@@ -113,7 +133,9 @@ def extension(torch):
     info = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
-        "cuda_archs": os.environ.get("TORCH_CUDA_ARCH_LIST", "those of the GPUs at build time") if cuda else None,
+        "cuda_archs": os.environ.get("TORCH_CUDA_ARCH_LIST", "those of the GPUs at build time")
+        if cuda
+        else None,
         "python": platform.python_version(),
         "cxx_flags": cxx,
         "debug": debug,

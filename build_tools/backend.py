@@ -15,5 +15,5 @@ if importlib.util.find_spec("torch") is None:
         if path not in sys.path:
             sys.path.append(path)
 
-from setuptools.build_meta import *  # noqa: E402, F403
-from setuptools.build_meta import build_editable, build_sdist, build_wheel  # noqa: E402, F401
+from setuptools.build_meta import *  # noqa: F403
+from setuptools.build_meta import build_editable, build_sdist, build_wheel  # noqa: F401

@@ -36,4 +36,6 @@ def load() -> ModuleType:
     try:
         return importlib.import_module("d2lfast._C")
     except ImportError as error:
-        raise ImportError(f"The d2lfast extension cannot be loaded ({error}); rebuild it with: {REBUILD}") from error
+        raise ImportError(
+            f"The d2lfast extension cannot be loaded ({error}); rebuild it with: {REBUILD}"
+        ) from error

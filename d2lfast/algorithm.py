@@ -71,12 +71,16 @@ def explain(
         weight_shape: Sequence[int] = conv.weight.shape
         stride, dilation, groups, dtype = conv.stride, conv.dilation, conv.groups, conv.weight.dtype
         if isinstance(conv.padding, str):
-            total = [d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size)]
+            total = [
+                d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size)
+            ]
             padding = [t // 2 for t in total]
         else:
             padding = conv.padding if conv.padding_mode == "zeros" else 0
-        channels_last = channels_last or conv.weight.is_contiguous(memory_format=torch.channels_last) and (
-            not conv.weight.is_contiguous()
+        channels_last = (
+            channels_last
+            or (conv.weight.is_contiguous(memory_format=torch.channels_last)
+            and (not conv.weight.is_contiguous()))
         )
         if len(shapes) < 1:
             raise ValueError("explain needs the shape of the input")
@@ -92,7 +96,14 @@ def explain(
 
     shape = tuple(shapes[0]) if len(shapes[0]) == 4 else (1, *shapes[0])
     names = _extension.load().conv2d_algorithms(
-        shape, tuple(weight_shape), pair(stride), pair(padding), pair(dilation), groups,
-        str(dtype).removeprefix("torch."), channels_last, _requested.get(),
+        shape,
+        tuple(weight_shape),
+        pair(stride),
+        pair(padding),
+        pair(dilation),
+        groups,
+        str(dtype).removeprefix("torch."),
+        channels_last,
+        _requested.get(),
     )
     return dict(zip(("forward", "grad_input", "grad_weight"), names))

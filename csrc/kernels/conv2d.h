@@ -58,10 +58,10 @@ struct Conv2dPhase {
 struct Conv2dParams {
   int64_t batch, groups;
   Conv2dSource source;
-  const void* weight;                  // element (group, m, c, tap)
-  int64_t weight_group;                // elements between groups
+  const void* weight;                    // element (group, m, c, tap)
+  int64_t weight_group;                  // elements between groups
   int64_t weight_result, weight_source;  // elements between result and source channels
-  const void* bias;                    // [G*M] or null, of the tensors' dtype
+  const void* bias;                      // [G*M] or null, of the tensors' dtype
   Activation activation;
   void* result;  // [N,G*M,...], written once
   Strides4 result_strides;
@@ -74,7 +74,8 @@ struct Conv2dParams {
 };
 
 // Weight gradient: dot products of the output gradient's planes with shifted source planes, over a range
-// of images; `partial` [G*M,C,taps] and `partial_bias` [G*M] are of accumulator type and added to.
+// of images. The results are of accumulator type and added to: `partial_bias` [G*M] and `partial`, which is
+// [G,M,C*taps] for dot products and [G,C*taps,partial_width] for outer products.
 struct Conv2dWeightParams {
   int64_t groups;
   Conv2dSource source;
@@ -82,20 +83,25 @@ struct Conv2dWeightParams {
   int64_t band_rows, bands;
   int64_t taps;
   const int64_t* tap_offset;
-  int64_t vectors;  // length of a band's dot product, in vectors
+  int64_t vectors;        // length of a band's dot product, in vectors
+  int64_t outer_vectors;  // vectors of gradients in an outer product's tile; 0: dot products
+  int64_t partial_width;  // M, rounded up to whole tiles
 };
 
 struct Conv2dKernels {
   int64_t lanes[kNumDTypes];                       // of an accumulator vector
   int64_t (*tile)(DType dtype, int64_t channels);  // register tile for M result channels
   int64_t (*tile_columns)(DType dtype, int64_t tile);
+  // Kind of the weight gradient for M gradient planes, C*taps products and the pixels of a band.
+  int64_t (*outer_vectors)(DType dtype, int64_t channels, int64_t products, int64_t pixels);
   // Packs the weights of one group of one phase.
   void (*pack[kNumDTypes])(const Conv2dParams& params, int64_t phase, int64_t group);
   // One work item. `grid`: source.channels * channel_stride accumulators. `sums`: tile rows of
   // `sums_stride` accumulators. Neither needs to be initialised.
   void (*band[kNumDTypes])(const Conv2dParams& params, int64_t image, int64_t group, int64_t band, void* grid,
                            void* sums, int64_t sums_stride);
-  // Images [begin, end) of one group. `grid` holds the source's and then the gradient's planes.
+  // Images [begin, end) of one group. `grid` holds the source's planes, the gradient's, and for outer
+  // products the pixels of one tile's planes.
   void (*weight[kNumDTypes])(const Conv2dWeightParams& params, int64_t begin, int64_t end, int64_t group,
                              void* grid, void* partial, void* partial_bias);
 };

@@ -16,8 +16,9 @@ namespace d2lfast::ops {
 Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  TORCH_CHECK(input.dim() == 4, "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: ",
-              input.sizes());
+  TORCH_CHECK(
+      input.dim() == 4,
+      "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: ", input.sizes());
   TORCH_CHECK(weight.dim() == 4, "weight should have 4 dimensions, but got weight of size: ", weight.sizes());
   TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
               "expected stride, padding and dilation of two values each");
@@ -29,8 +30,9 @@ Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
   TORCH_CHECK(groups > 0, "non-positive groups is not supported");
   TORCH_CHECK(input.scalar_type() == weight.scalar_type(), "Input type (", input.toString(),
               ") and weight type (", weight.toString(), ") should be the same");
-  TORCH_CHECK(input.device() == weight.device(), "Expected all tensors to be on the same device, but got input on ",
-              input.device(), " and weight on ", weight.device());
+  TORCH_CHECK(input.device() == weight.device(),
+              "Expected all tensors to be on the same device, but got input on ", input.device(),
+              " and weight on ", weight.device());
   TORCH_CHECK(weight.size(0) >= groups, "Given groups=", groups, ", expected weight to be at least ", groups,
               " at dimension 0, but got weight of size ", weight.sizes(), " instead");
   TORCH_CHECK(weight.size(0) % groups == 0, "Given groups=", groups, ", expected weight to be divisible by ",
@@ -62,7 +64,10 @@ Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
                           kernel_dtype(input, "d2lfast::conv2d"),
                           is_channels_last(layout_of(input)),
                           input.is_cuda()};
-  TORCH_CHECK(shape.kernel_h > 0 && shape.kernel_w > 0, "weight should have at least one element in each kernel row and column, but got weight of size: ", weight.sizes());
+  TORCH_CHECK(
+      shape.kernel_h > 0 && shape.kernel_w > 0,
+      "weight should have at least one element in each kernel row and column, but got weight of size: ",
+      weight.sizes());
   const int64_t padded_h = shape.height + 2 * padding[0], padded_w = shape.width + 2 * padding[1];
   const int64_t extent_h = dilation[0] * (shape.kernel_h - 1) + 1;
   const int64_t extent_w = dilation[1] * (shape.kernel_w - 1) + 1;
@@ -91,8 +96,8 @@ at::Tensor conv2d_dispatch(const at::Tensor& input, const at::Tensor& weight,
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_dispatch(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
     const std::optional<at::Tensor>& output, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-    c10::SymIntArrayRef dilation, c10::SymInt groups, std::string_view activation,
-    std::string_view algorithm, std::array<bool, 3> output_mask) {
+    c10::SymIntArrayRef dilation, c10::SymInt groups, std::string_view activation, std::string_view algorithm,
+    std::array<bool, 3> output_mask) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_conv2d_backward", "")
                              .typed<decltype(conv2d_backward_dispatch)>();
@@ -138,8 +143,8 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
       // create_graph: the gradient from differentiable operators.
       const auto grad = activation_backward(grad_outputs[0], output, parse_activation(activation));
       std::tie(grads[0], grads[1], grads[2]) = at::convolution_backward_symint(
-          batched(grad), batched(input), weight, std::vector<c10::SymInt>{weight.sym_size(0)}, stride, padding,
-          dilation, false, std::vector<c10::SymInt>{0, 0}, groups, mask);
+          batched(grad), batched(input), weight, std::vector<c10::SymInt>{weight.sym_size(0)}, stride,
+          padding, dilation, false, std::vector<c10::SymInt>{0, 0}, groups, mask);
       if (mask[0]) grads[0] = like_batching_of(input, grads[0]);
     } else {
       std::tie(grads[0], grads[1], grads[2]) = conv2d_backward_dispatch(
@@ -159,8 +164,9 @@ at::Tensor conv2d_autograd(const at::Tensor& input, const at::Tensor& weight,
                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
                            std::string_view activation, std::string_view algorithm) {
   const bool has_bias = bias.has_value() && bias->defined();
-  const bool differentiable = at::GradMode::is_enabled() &&
-                              (input.requires_grad() || weight.requires_grad() || (has_bias && bias->requires_grad()));
+  const bool differentiable =
+      at::GradMode::is_enabled() &&
+      (input.requires_grad() || weight.requires_grad() || (has_bias && bias->requires_grad()));
   if (!differentiable) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return conv2d_dispatch(input, weight, bias, stride, padding, dilation, groups, activation, algorithm);

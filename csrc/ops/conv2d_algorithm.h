@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <string_view>
 
-#include "../kernels/cpu/isa.h"
 #include "../kernels/dtype.h"
 
 namespace d2lfast::ops {
@@ -31,7 +30,7 @@ struct Conv2dShape {
 };
 
 // "auto" asks the table; a name forces that algorithm for all passes. Raises ValueError for another name.
-Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass, cpu::Isa isa,
+Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
                                         std::string_view requested);
 
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm);

@@ -15,8 +15,10 @@ def _layout(input: Tensor, weight: Tensor) -> torch.memory_format:
 
 def _empty(like: Tensor, shape: list, layout: torch.memory_format) -> Tensor:
     if len(shape) == 3:
-        return like.new_empty(shape) if layout == torch.contiguous_format else (
-            like.new_empty([1, *shape]).to(memory_format=layout).squeeze(0)
+        return (
+            like.new_empty(shape)
+            if layout == torch.contiguous_format
+            else (like.new_empty([1, *shape]).to(memory_format=layout).squeeze(0))
         )
     return like.new_empty(shape).to(memory_format=layout)
 

@@ -13,7 +13,7 @@ from d2lfast.nn.conv import *  # noqa: F403
 from d2lfast.nn.pooling import *  # noqa: F403
 from d2lfast.nn.recurrent import *  # noqa: F403
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "functional",
     *batchnorm.__all__,
     *conv.__all__,

@@ -7,9 +7,12 @@
 #define D2LFAST_ISA avx512
 #define D2LFAST_VECTOR_BYTES 64
 
+// g++ 12 reads the whole file before it acts on the pragma, so that __AVX2__ and the like stay undefined.
 #if defined(__x86_64__)
+#define D2LFAST_AVX512
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2"))), apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")
 #endif

@@ -13,6 +13,7 @@
 #include <cmath>
 
 #include "../../kernels/conv2d.h"
+#include "../../kernels/cpu/isa.h"
 #include "../activation.h"
 #include "../dtype.h"
 #include "../layout.h"
@@ -139,8 +140,8 @@ void run_direct(const Conv2dShape& shape, const DirectPass& pass) {
   const int64_t sums_stride = band_rows * grid.grid_width + columns;
   const int64_t grid_size = source_channels * grid.channel_stride;
   const int64_t scratch = (grid_size + tile * sums_stride) * element;
-  const int64_t item_cost =
-      band_rows * grid.grid_width * result_channels * std::max<int64_t>(1, source_channels * grid.tap_offset[0].size());
+  const int64_t item_cost = band_rows * grid.grid_width * result_channels *
+                            std::max<int64_t>(1, source_channels * grid.tap_offset[0].size());
   at::parallel_for(0, shape.batch * groups * params.bands, std::max<int64_t>(1, (1 << 19) / item_cost),
                    [&](int64_t begin, int64_t end) {
                      char* memory = static_cast<char*>(thread_scratch(scratch));
@@ -170,7 +171,8 @@ bool sum_chunks(A* partial, int64_t chunks, int64_t size) {
 
 // Gradients of the weight and the bias by dot products over flat grids. Undefined where a sum is not
 // finite: a grid's gap columns multiply zero by data of the next row, which is no zero for an infinity.
-std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shape, const at::Tensor& grad_output,
+std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shape,
+                                                         const at::Tensor& grad_output,
                                                          const at::Tensor& input, const at::Tensor& weight,
                                                          const at::Tensor* output, Activation activation,
                                                          bool wants_weight, bool wants_bias) {
@@ -181,8 +183,8 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
   const int64_t lanes = table.lanes[dtype];
   const Axis rows = forward_axis(shape.result_height(), shape.kernel_h, shape.stride[0], shape.padding[0],
                                  shape.dilation[0]);
-  const Axis cols =
-      forward_axis(shape.result_width(), shape.kernel_w, shape.stride[1], shape.padding[1], shape.dilation[1]);
+  const Axis cols = forward_axis(shape.result_width(), shape.kernel_w, shape.stride[1], shape.padding[1],
+                                 shape.dilation[1]);
   const int64_t source_channels = shape.channels / shape.groups;
   const int64_t result_channels = shape.result_channels / shape.groups;
   const int64_t band_rows =
@@ -222,14 +224,21 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
   params.taps = static_cast<int64_t>(grid.tap_offset[0].size());
   params.tap_offset = grid.tap_offset[0].data();
 
-  const int64_t weight_size = wants_weight ? shape.result_channels * source_channels * params.taps : 0;
+  const int64_t products = source_channels * params.taps;
+  params.outer_vectors =
+      table.outer_vectors(shape.dtype, result_channels, products, band_rows * shape.result_width());
+  const int64_t tile = std::max<int64_t>(1, params.outer_vectors * lanes);
+  params.partial_width = (result_channels + tile - 1) / tile * tile;
+  const int64_t weight_size = wants_weight ? shape.groups * params.partial_width * products : 0;
   const int64_t size = weight_size + (wants_bias ? shape.result_channels : 0);
-  const int64_t chunks =
-      std::clamp<int64_t>(std::min(shape.batch, kMostPartialElements / std::max<int64_t>(1, size)), 1, kMostChunks);
+  const int64_t chunks = std::clamp<int64_t>(
+      std::min(shape.batch, kMostPartialElements / std::max<int64_t>(1, size)), 1, kMostChunks);
   const auto options = weight.options().dtype(accumulator_type(weight.scalar_type()));
   at::Tensor partial = at::zeros({chunks, size}, options);
   char* memory = static_cast<char*>(partial.mutable_data_ptr());
-  const int64_t scratch = (source_channels * grid.channel_stride + result_channels * gradient.channel_stride) * element;
+  const int64_t scratch = (source_channels * grid.channel_stride + result_channels * gradient.channel_stride +
+                           band_rows * shape.result_width() * tile) *
+                          element;
   at::parallel_for(0, chunks * shape.groups, 1, [&](int64_t begin, int64_t end) {
     void* planes = thread_scratch(scratch);
     for (int64_t i = begin; i < end; ++i) {
@@ -248,7 +257,14 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
   std::pair<at::Tensor, at::Tensor> grads;
   if (wants_weight) {
     grads.first = at::empty_like(weight);
-    grads.first.copy_(sum.narrow(0, 0, weight_size).view(weight.sizes()));
+    at::Tensor total = sum.narrow(0, 0, weight_size);
+    if (params.outer_vectors > 0) {
+      total = total.view({shape.groups, products, params.partial_width})
+                  .narrow(2, 0, result_channels)
+                  .transpose(1, 2)
+                  .reshape({shape.result_channels, products});
+    }
+    grads.first.copy_(total.view(weight.sizes()));
   }
   if (wants_bias) {
     grads.second = at::empty({shape.result_channels}, weight.options());
@@ -257,16 +273,17 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
   return grads;
 }
 
-at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                      std::string_view activation_name, std::string_view algorithm) {
+at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
+                      at::IntArrayRef dilation, int64_t groups, std::string_view activation_name,
+                      std::string_view algorithm) {
   const at::Tensor images = batched(input);
   const Conv2dShape shape = check_conv2d(images, weight, bias, stride, padding, dilation, groups);
   const Activation activation = parse_activation(activation_name);
   const bool has_bias = bias.has_value() && bias->defined();
-  if (choose_conv2d_algorithm(shape, Conv2dPass::kForward, cpu::current_isa(), algorithm) ==
-      Conv2dAlgorithm::kAten) {
-    at::Tensor output = at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
+  if (choose_conv2d_algorithm(shape, Conv2dPass::kForward, algorithm) == Conv2dAlgorithm::kAten) {
+    at::Tensor output =
+        at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
     return like_batching_of(input, apply_activation(output, activation));
   }
   at::Tensor output =
@@ -291,11 +308,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
   TORCH_CHECK(!activated || (output.has_value() && output->defined()),
               "the gradient through an activation needs the output");
   const at::Tensor result = activated ? batched(*output) : at::Tensor();
-  const cpu::Isa isa = cpu::current_isa();
   auto [wants_input, wants_weight, wants_bias] = output_mask;
   at::Tensor grad_input, grad_weight, grad_bias;
-  if (wants_input && choose_conv2d_algorithm(shape, Conv2dPass::kGradInput, isa, algorithm) ==
-                         Conv2dAlgorithm::kDirect) {
+  if (wants_input &&
+      choose_conv2d_algorithm(shape, Conv2dPass::kGradInput, algorithm) == Conv2dAlgorithm::kDirect) {
     grad_input = at::empty(images.sizes(), images.options().memory_format(conv2d_layout(images, weight)));
     run_direct(shape, {gradient_axis(shape.height, shape.kernel_h, stride[0], padding[0], dilation[0]),
                        gradient_axis(shape.width, shape.kernel_w, stride[1], padding[1], dilation[1]), grad,
@@ -304,16 +320,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
     wants_input = false;
   }
   if ((wants_weight || wants_bias) &&
-      choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, isa, algorithm) == Conv2dAlgorithm::kDirect) {
+      choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm) == Conv2dAlgorithm::kDirect) {
     std::tie(grad_weight, grad_bias) = direct_weight_gradient(
         shape, grad, images, weight, activated ? &result : nullptr, activation, wants_weight, wants_bias);
     wants_weight = wants_weight && !grad_weight.defined();
     wants_bias = wants_bias && !grad_bias.defined();
   }
   if (wants_input || wants_weight || wants_bias) {
-    const auto grads = at::convolution_backward(activation_backward(grad, result, activation), images, weight,
-                                                at::IntArrayRef{shape.result_channels}, stride, padding, dilation,
-                                                false, {0, 0}, groups, {wants_input, wants_weight, wants_bias});
+    const auto grads = at::convolution_backward(
+        activation_backward(grad, result, activation), images, weight, at::IntArrayRef{shape.result_channels},
+        stride, padding, dilation, false, {0, 0}, groups, {wants_input, wants_weight, wants_bias});
     if (wants_input) grad_input = std::get<0>(grads);
     if (wants_weight) grad_weight = std::get<1>(grads);
     if (wants_bias) grad_bias = std::get<2>(grads);

@@ -9,7 +9,7 @@ from d2lfast.nn.functional.batchnorm import *  # noqa: F403
 from d2lfast.nn.functional.conv import *  # noqa: F403
 from d2lfast.nn.functional.pooling import *  # noqa: F403
 
-__all__ = [*batchnorm.__all__, *conv.__all__, *pooling.__all__]  # noqa: PLE0604
+__all__ = [*batchnorm.__all__, *conv.__all__, *pooling.__all__]
 
 
 def __getattr__(name: str) -> Any:

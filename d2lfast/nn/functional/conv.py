@@ -68,7 +68,9 @@ def conv2d(
             if any(s != 1 for s in strides):
                 raise RuntimeError("padding='same' is not supported for strided convolutions")
             if weight.dim() != 4:
-                raise RuntimeError(f"weight should have 4 dimensions, but got weight of size: {tuple(weight.shape)}")
+                raise RuntimeError(
+                    f"weight should have 4 dimensions, but got weight of size: {tuple(weight.shape)}"
+                )
             total = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:])]
             pads = [t // 2 for t in total]
             if any(t % 2 for t in total):

@@ -79,13 +79,16 @@ ACTIVATIONS = ("none", "relu", "sigmoid", "tanh")
 
 
 def _conv2d_ours(t: Tensors, options: dict) -> tuple[Tensor, ...]:
+    from d2lfast import conv2d_algorithm
     from d2lfast.nn import functional
 
-    return (functional.conv2d(t["input"], t["weight"], t["bias"], **options),)
+    with conv2d_algorithm(options.pop("algorithm", "auto")):
+        return (functional.conv2d(t["input"], t["weight"], t["bias"], **options),)
 
 
 def _conv2d_native(t: Tensors, options: dict) -> tuple[Tensor, ...]:
     activation = options.pop("activation", "none")
+    options.pop("algorithm", None)
     return (_activate(native.conv2d(t["input"], t["weight"], t["bias"], **options), activation),)
 
 
@@ -98,7 +101,7 @@ def _conv2d_arguments(t: Tensors, o: dict) -> tuple:
         *pairs,
         o.get("groups", 1),
         o.get("activation", "none"),
-        "auto",
+        o.get("algorithm", "auto"),
     )
 
 
@@ -119,6 +122,7 @@ def _conv2d_draw(rng: random.Random) -> tuple[dict, dict]:
         "dilation": _axes(rng, (2, 3), 1, 0.25),
         "groups": groups,
         "activation": maybe(rng, ACTIVATIONS[1:], "none", 0.3),
+        "algorithm": rng.choice(("auto", "direct")),
     }
     if rng.random() < 0.1:
         options["padding"] = rng.choice(("same", "valid"))
@@ -127,11 +131,14 @@ def _conv2d_draw(rng: random.Random) -> tuple[dict, dict]:
 
 def _conv2d_reduction(name: str, shapes: dict, options: dict, output: Sequence[int]) -> int:
     outputs, per_group, *kernel = shapes["weight"]
+    activated = options.get("activation", "none") != "none"
+    # The derivative of an activation has the rounding of the output.
+    forward = _elements(kernel) * per_group if name == "output" or activated else 0
+    if name == "output":
+        return forward
     if name in ("weight", "bias"):
-        return max(1, _elements(output) // outputs)
-    return _elements(kernel) * (
-        per_group if name == "output" else max(1, outputs // options.get("groups", 1))
-    )
+        return max(1, _elements(output) // outputs) + forward
+    return _elements(kernel) * max(1, outputs // options.get("groups", 1)) + forward
 
 
 def _window(rng: random.Random) -> dict:

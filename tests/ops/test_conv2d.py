@@ -5,6 +5,7 @@ from ops.opinfo import OpInfoTester
 
 import d2lfast
 from d2lfast.testing import Case, check, inputs_of, run
+from d2lfast.testing.compare import same
 
 
 def conv(input, weight, bias=True, **options):
@@ -103,6 +104,26 @@ class TestConv2d(OpTester):
     )
     exported = conv((3, 4, 9, 9), (6, 4, 3, 3), padding=1, stride=2)
 
+    def test_threads_do_not_change_a_bit(self):
+        """But for the passes that the table gives to torch: oneDNN splits its sums by threads."""
+        names = {"output": "forward", "input": "grad_input", "weight": "grad_weight", "bias": "grad_weight"}
+        compared = 0
+        for case in self.threaded:
+            shapes = (case.shapes["input"], case.shapes["weight"])
+            geometry = {k: v for k, v in case.options.items() if k in ("stride", "padding", "groups")}
+            with d2lfast.conv2d_algorithm(case.options.get("algorithm", "auto")):
+                algorithms = d2lfast.explain("conv2d", *shapes, **geometry)
+            results = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                result = self.ours(case)
+                results.append({"output": result.outputs[0], **result.gradients})
+            for name, algorithm in names.items():
+                if algorithms[algorithm] == "direct":
+                    assert same(results[0][name], results[1][name]), name
+                    compared += 1
+        assert compared >= 5
+
     def test_no_such_activation(self):
         inputs = inputs_of(self.exported)
         with pytest.raises(ValueError, match="activation"):
@@ -134,6 +155,23 @@ class TestConv2d(OpTester):
             results.append(function(x, torch.zeros(1, 1, 3, 3)))
         assert torch.equal(*(torch.isnan(r) for r in results))
         assert run(case, self.entry.ours, inputs_of(case)).outputs[0].isfinite().all()
+
+
+def directly(parameter):
+    case = parameter.values[0]
+    return pytest.param(case.replace(options={**case.options, "algorithm": "direct"}), id=parameter.id)
+
+
+class TestConv2dDirect(TestConv2d):
+    """The kernels of this library, also where the table prefers those of torch."""
+
+    cases = tuple(map(directly, TestConv2d.cases))
+    small_cases = tuple(map(directly, TestConv2d.small_cases))
+    nonfinite_cases = tuple(map(directly, TestConv2d.nonfinite_cases))
+    refused = tuple(map(directly, TestConv2d.refused))
+    threaded = tuple(directly(pytest.param(case)).values[0] for case in TestConv2d.threaded)
+    exported = directly(pytest.param(TestConv2d.exported)).values[0]
+    test_threads_do_not_change_a_bit = OpTester.test_threads_do_not_change_a_bit
 
 
 class TestConv2dSamples(OpInfoTester):

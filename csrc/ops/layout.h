@@ -10,12 +10,16 @@ namespace d2lfast::ops {
 // gives a channels_last output, any other gives a contiguous one (`d2lfast/_fake` has the same rule).
 inline at::MemoryFormat layout_of(const at::Tensor& input) { return input.suggest_memory_format(); }
 
+inline at::MemoryFormat layout(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
 // torch's rule for convolutions: channels_last if the images or the weight are, unless there are no images.
 inline at::MemoryFormat conv2d_layout(const at::Tensor& input, const at::Tensor& weight) {
   if (input.numel() == 0) return at::MemoryFormat::Contiguous;
   const bool channels_last = layout_of(input) == at::MemoryFormat::ChannelsLast ||
                              layout_of(weight) == at::MemoryFormat::ChannelsLast;
-  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  return layout(channels_last);
 }
 
 inline bool is_channels_last(at::MemoryFormat format) { return format == at::MemoryFormat::ChannelsLast; }

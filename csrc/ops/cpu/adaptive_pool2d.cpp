@@ -1,0 +1,127 @@
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "../dtype.h"
+#include "../layout.h"
+#include "parallel_items.h"
+#include "pool2d_tables.h"
+
+namespace d2lfast::ops {
+
+namespace {
+
+using Kernel = void (*)(const AdaptivePool2dParams&, int64_t, int64_t, void*);
+
+// Checks as torch does; the batched image.
+at::Tensor check_adaptive(const char* op, const at::Tensor& input, at::IntArrayRef output_size) {
+  TORCH_CHECK(output_size.size() == 2, op, ": output_size must be 2");
+  TORCH_CHECK(output_size[0] >= 0 && output_size[1] >= 0, op,
+              ": elements of output_size must be greater than or equal to 0 but received {", output_size[0],
+              ", ", output_size[1], "}");
+  TORCH_CHECK(input.dim() == 3 || input.dim() == 4, op, ": Expected 3D or 4D tensor, but got ",
+              input.sizes());
+  for (int64_t i = 1; i <= 2; ++i) {
+    TORCH_CHECK(input.size(-i) > 0, op,
+                ": Expected input to have non-zero size for non-batch dimensions, but input has sizes ",
+                input.sizes(), " with dimension ", input.dim() - i, " being empty");
+  }
+  return batched(input);
+}
+
+// Work is by planes, or by the rows (`rows`) or images (0) of a channels_last result.
+void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at::Tensor& result,
+         int64_t* indices, bool forward, bool last, int64_t rows, DType dtype) {
+  const at::Tensor& image = forward ? source : result;
+  const at::Tensor& pooled = forward ? result : source;
+  const AdaptivePool2dParams params{source.const_data_ptr(),
+                                    result.mutable_data_ptr(),
+                                    indices,
+                                    image.size(0),
+                                    image.size(1),
+                                    image.size(2),
+                                    image.size(3),
+                                    pooled.size(2),
+                                    pooled.size(3),
+                                    last};
+  const int64_t items = params.n * (last ? std::max<int64_t>(rows, 1) : params.c);
+  if (items == 0) return;
+  parallel_items(kernels[static_cast<int>(dtype)], params, items, image.numel() / items,
+                 last ? 0 : cpu::pool2d_table().adaptive_scratch(params.w, params.oh), dtype);
+}
+
+at::Tensor adaptive_avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef output_size) {
+  const at::Tensor images = check_adaptive("adaptive_avg_pool2d", input, output_size);
+  const DType dtype = kernel_dtype(input, "d2lfast::adaptive_avg_pool2d");
+  const at::MemoryFormat format = layout_of(input);
+  const at::Tensor source = images.contiguous(format);
+  at::Tensor output = at::empty({images.size(0), images.size(1), output_size[0], output_size[1]},
+                                images.options().memory_format(format));
+  if (output.numel() > 0) {
+    run(cpu::pool2d_table().adaptive_avg_forward, source, output, nullptr, true, is_channels_last(format),
+        output_size[0], dtype);
+  }
+  return like_batching_of(input, output);
+}
+
+at::Tensor adaptive_avg_pool2d_backward_cpu(const at::Tensor& grad_output, at::IntArrayRef input_size,
+                                            bool channels_last) {
+  const DType dtype = kernel_dtype(grad_output, "d2lfast::_adaptive_avg_pool2d_backward");
+  const at::MemoryFormat format = layout(channels_last);
+  const at::Tensor grad = batched(grad_output).contiguous(format);
+  at::Tensor result = at::empty({grad.size(0), grad.size(1), input_size[0], input_size[1]},
+                                grad.options().memory_format(format));
+  if (grad.numel() == 0) {
+    result.zero_();
+  } else {
+    run(cpu::pool2d_table().adaptive_avg_backward, grad, result, nullptr, false, channels_last, input_size[0],
+        dtype);
+  }
+  return like_batching_of(grad_output, result);
+}
+
+std::tuple<at::Tensor, at::Tensor> adaptive_max_pool2d_cpu(const at::Tensor& input,
+                                                           at::IntArrayRef output_size) {
+  const at::Tensor images = check_adaptive("adaptive_max_pool2d()", input, output_size);
+  const DType dtype = kernel_dtype(input, "d2lfast::adaptive_max_pool2d");
+  const at::MemoryFormat format = layout_of(input);
+  const at::Tensor source = images.contiguous(format);
+  at::Tensor output = at::empty({images.size(0), images.size(1), output_size[0], output_size[1]},
+                                images.options().memory_format(format));
+  at::Tensor indices = at::empty(output.sizes(), output.options().dtype(at::kLong).memory_format(format));
+  if (output.numel() > 0) {
+    run(cpu::pool2d_table().adaptive_max_forward, source, output, indices.mutable_data_ptr<int64_t>(), true,
+        is_channels_last(format), output_size[0], dtype);
+  }
+  return {like_batching_of(input, output), like_batching_of(input, indices)};
+}
+
+at::Tensor adaptive_max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& indices,
+                                            at::IntArrayRef input_size, bool channels_last) {
+  TORCH_CHECK(grad_output.sizes() == indices.sizes(), "Expected grad_output of size ", indices.sizes(),
+              ", but got ", grad_output.sizes());
+  const DType dtype = kernel_dtype(grad_output, "d2lfast::_adaptive_max_pool2d_backward");
+  const at::MemoryFormat format = layout(channels_last);
+  const at::Tensor from = batched(indices).contiguous(format);
+  const at::Tensor grad = batched(grad_output).contiguous(format);
+  at::Tensor result = at::empty({grad.size(0), grad.size(1), input_size[0], input_size[1]},
+                                grad_output.options().memory_format(format));
+  if (grad.numel() == 0) {
+    result.zero_();
+  } else {
+    run(cpu::pool2d_table().adaptive_max_backward, grad, result, from.data_ptr<int64_t>(), false,
+        channels_last, 0, dtype);
+  }
+  return like_batching_of(grad_output, result);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
+  m.impl("adaptive_avg_pool2d", adaptive_avg_pool2d_cpu);
+  m.impl("_adaptive_avg_pool2d_backward", adaptive_avg_pool2d_backward_cpu);
+  m.impl("adaptive_max_pool2d", adaptive_max_pool2d_cpu);
+  m.impl("_adaptive_max_pool2d_backward", adaptive_max_pool2d_backward_cpu);
+}
+
+}  // namespace d2lfast::ops

@@ -175,7 +175,7 @@ class TestAvgPool2d(OpTester):
     def test_long_sums_keep_their_accuracy(self):
         """A window of 4096 elements far from zero."""
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            check(self.case((1, 3, 64, 64), 64).replace(dtype=dtype))
+            check(TestAvgPool2d.case((1, 3, 64, 64), 64).replace(dtype=dtype))
 
 
 class TestMaxPool2dSamples(OpInfoTester):

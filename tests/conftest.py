@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+pytest.register_assert_rewrite("ops.op_tester", "ops.opinfo", "d2lfast.testing")
+
+
+def pytest_generate_tests(metafunc):
+    """A test of an OpTester runs over the attribute of its class that its argument is named after."""
+    for argument, attribute in (
+        ("case", "cases"),
+        ("small_case", "small_cases"),
+        ("refused", "refused"),
+        ("nonfinite_case", "nonfinite_cases"),
+        ("any_dtype", "dtypes"),
+        ("any_layout", "layouts"),
+    ):
+        if argument in metafunc.fixturenames and hasattr(metafunc.cls, attribute):
+            metafunc.parametrize(argument, getattr(metafunc.cls, attribute))
+
+
+@pytest.fixture(autouse=True)
+def torch_state():
+    """Two threads, and no switch of torch left over by the test before."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(2)
+    torch._dynamo.reset()

@@ -1,9 +1,7 @@
 #include "batch_norm.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/add.h>
 #include <ATen/ops/native_batch_norm_backward.h>
-#include <ATen/ops/rsqrt.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -104,12 +102,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> train_dispatch(
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_dispatch(
     const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
-    const at::Tensor& mean, const at::Tensor& invstd, const OptionalTensor& output, bool training,
+    const at::Tensor& mean, const at::Tensor& spread, const OptionalTensor& output, bool training, double eps,
     std::string_view activation, std::array<bool, 4> output_mask) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_batch_norm_act_backward", "")
                              .typed<decltype(backward_dispatch)>();
-  return op.call(grad_output, input, weight, mean, invstd, output, training, activation, output_mask);
+  return op.call(grad_output, input, weight, mean, spread, output, training, eps, activation, output_mask);
 }
 
 class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
@@ -158,17 +156,18 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     if (at::GradMode::is_enabled()) {
       // create_graph: the gradient from differentiable operators.
       const auto before = activation_backward(grad, output, activation);
+      // torch wants parameters of the type of the statistics, which is float32 for 16-bit inputs.
+      const auto parameter = training && weight.defined() ? weight.to(saved[2].scalar_type()) : weight;
       std::tie(grads[0], grads[1], grads[2]) = at::native_batch_norm_backward(
-          before, input, optional(weight), optional(saved[4]), optional(saved[5]), optional(saved[2]),
+          before, input, optional(parameter), optional(saved[4]), optional(saved[5]), optional(saved[2]),
           optional(saved[3]), training, eps, {mask[0], mask[1], mask[2]});
       grads[3] = before;
     } else {
       // Without an activation the residual's gradient is the output's.
       const bool fused_residual = mask[3] && activation != Activation::kNone;
-      const auto invstd = training ? saved[3] : at::rsqrt(at::add(saved[5], eps));
-      std::tie(grads[0], grads[1], grads[2], grads[3]) =
-          backward_dispatch(grad, input, optional(weight), training ? saved[2] : saved[4], invstd,
-                            optional(output), training, name, {mask[0], mask[1], mask[2], fused_residual});
+      std::tie(grads[0], grads[1], grads[2], grads[3]) = backward_dispatch(
+          grad, input, optional(weight), training ? saved[2] : saved[4], training ? saved[3] : saved[5],
+          optional(output), training, eps, name, {mask[0], mask[1], mask[2], fused_residual});
       if (!fused_residual) grads[3] = grad;
     }
     for (int i = 0; i < 4; ++i) {
@@ -235,9 +234,10 @@ TORCH_LIBRARY_FRAGMENT(d2lfast, m) {
       "_batch_norm_act_train(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, float momentum, float eps, str activation, Tensor? residual) "
       "-> (Tensor, Tensor, Tensor)");
+  // `spread` is 1 / sqrt(variance + eps) of the batch in training, else the running variance.
   m.def(
       "_batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, "
-      "Tensor invstd, Tensor? output, bool training, str activation, bool[4] output_mask) "
+      "Tensor spread, Tensor? output, bool training, float eps, str activation, bool[4] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -22,10 +22,8 @@ def _check(input, weight, bias, running_mean, running_var, residual):
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     for name, tensor in named.items():
         if tensor is not None:
-            torch._check(
-                tensor.shape[0] == input.shape[1],
-                lambda: f"{name} should contain {input.shape[1]} elements not {tensor.shape[0]}",
-            )
+            message = f"{name} should contain {input.shape[1]} elements not {tensor.shape[0]}"
+            torch._check(tensor.shape[0] == input.shape[1], lambda message=message: message)
     if residual is not None:
         torch._check(
             residual.shape == input.shape and residual.dtype == input.dtype,
@@ -62,7 +60,7 @@ def _batch_norm_act_train(
 
 @torch.library.register_fake("d2lfast::_batch_norm_act_backward")
 def _batch_norm_act_backward(
-    grad_output, input, weight, mean, invstd, output, training, activation, output_mask
+    grad_output, input, weight, mean, spread, output, training, eps, activation, output_mask
 ):
     wants_input, wants_weight, wants_bias, wants_residual = output_mask
     channels = input.shape[1]

@@ -357,16 +357,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> train_cpu(
   const DType dtype = check_batch_norm(input, weight, bias, running_mean, running_var, true, residual);
   const Activation activation = parse_activation(activation_name);
   const Prepared t = prepare(input, residual);
-  const Geometry g(t.input, t.format);
+  const int64_t channels = input.size(1);
   const auto statistics_type = input.options().dtype(accumulator_type(input.scalar_type()));
-  at::Tensor save_mean = at::empty({g.channels}, statistics_type);
-  at::Tensor save_invstd = at::empty({g.channels}, statistics_type);
+  at::Tensor save_mean = at::empty({channels}, statistics_type);
+  at::Tensor save_invstd = at::empty({channels}, statistics_type);
   if (input.numel() == 0) {
     save_mean.zero_();
     save_invstd.zero_();
     return {t.output, save_mean, save_invstd};
   }
 
+  const Geometry g(t.input, t.format);
   Runner run(g, dtype, input.element_size());
   point_forward(run, t, activation);
   Coefficients& k = run.coefficients;
@@ -443,8 +444,8 @@ at::Tensor forward_cpu(const at::Tensor& input, const std::optional<at::Tensor>&
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& input, const std::optional<at::Tensor>& weight,
-    const at::Tensor& mean, const at::Tensor& invstd, const std::optional<at::Tensor>& output, bool training,
-    std::string_view activation_name, std::array<bool, 4> output_mask) {
+    const at::Tensor& mean, const at::Tensor& spread, const std::optional<at::Tensor>& output, bool training,
+    double eps, std::string_view activation_name, std::array<bool, 4> output_mask) {
   const DType dtype = kernel_dtype(input, "d2lfast::batch_norm_act");
   const Activation activation = parse_activation(activation_name);
   TORCH_CHECK(grad_output.sizes() == input.sizes() && grad_output.scalar_type() == input.scalar_type(),
@@ -455,7 +456,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
               "expected the output of the activation");
   const auto format = input.suggest_memory_format();
   const int64_t channels = input.size(1);
-  TORCH_CHECK(mean.numel() == channels && invstd.numel() == channels && mean.dim() == 1 && invstd.dim() == 1,
+  TORCH_CHECK(mean.numel() == channels && spread.numel() == channels && mean.dim() == 1 && spread.dim() == 1,
               "expected statistics of ", channels, " channels");
   const auto [wants_input, wants_weight, wants_bias, wants_residual] = output_mask;
   const auto parameter_options =
@@ -490,7 +491,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
 
   Coefficients& k = run.coefficients;
   const auto weights = read_channels(weight, channels, 1);
-  const auto means = read_channels(mean, channels, 0), inverses = read_channels(invstd, channels, 0);
+  const auto means = read_channels(mean, channels, 0);
+  auto inverses = read_channels(spread, channels, 0);
+  if (!training) {
+    for (double& value : inverses) value = 1 / std::sqrt(value + eps);
+  }
   std::vector<double> first(channels), second(channels);
   for (int64_t c = 0; c < channels; ++c) k.center.set(c, means[c]);
   const auto finish = [&](int64_t c) {

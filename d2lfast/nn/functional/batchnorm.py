@@ -39,8 +39,8 @@ def batch_norm(
 
     Args:
         input: [N,C] or [N,C,*]; float32, float64, bfloat16 or float16.
-        running_mean, running_var: [C] of the input's dtype, or float32 beside a 16-bit input. Updated in place
-            in training, if given; the normalisation's statistics otherwise.
+        running_mean, running_var: [C] of the input's dtype, or float32 beside a 16-bit input. Updated in
+            place in training, if given; the normalisation's statistics otherwise.
         weight, bias: [C] or None; of the dtype of the running statistics.
         training: normalise with the statistics of the batch.
         momentum: weight of the batch's statistics in the running ones.
@@ -54,9 +54,7 @@ def batch_norm(
         RuntimeError: sizes, dtypes or devices do not fit, or evaluation without running statistics.
     """
     if not supported(input) or input.dim() < 2:
-        return _native.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
+        return _native.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     _verify(input, training, eps)
     return _batch_norm_act(input, weight, bias, running_mean, running_var, training, momentum, eps)
 

@@ -100,6 +100,7 @@ def extension(torch):
         "-Wno-unused-parameter",
         "-Wno-unknown-pragmas",
         "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
     ]
     cxx += (
         ["-O0", "-g"]

@@ -14,17 +14,19 @@ namespace {
 using Kernel = void (*)(const AdaptivePool2dParams&, int64_t, int64_t, void*);
 
 // Checks as torch does; the batched image.
-at::Tensor check_adaptive(const char* op, const at::Tensor& input, at::IntArrayRef output_size) {
+at::Tensor check_adaptive(const char* op, const at::Tensor& input, at::IntArrayRef output_size,
+                          bool checks_channels) {
   TORCH_CHECK(output_size.size() == 2, op, ": output_size must be 2");
   TORCH_CHECK(output_size[0] >= 0 && output_size[1] >= 0, op,
               ": elements of output_size must be greater than or equal to 0 but received {", output_size[0],
               ", ", output_size[1], "}");
   TORCH_CHECK(input.dim() == 3 || input.dim() == 4, op, ": Expected 3D or 4D tensor, but got ",
               input.sizes());
-  for (int64_t i = 1; i <= 2; ++i) {
-    TORCH_CHECK(input.size(-i) > 0, op,
+  // torch's maximum refuses empty channels of a batch too, its mean does not.
+  for (int64_t i = checks_channels ? 1 : input.dim() - 2; i < input.dim(); ++i) {
+    TORCH_CHECK(input.size(i) > 0, op,
                 ": Expected input to have non-zero size for non-batch dimensions, but input has sizes ",
-                input.sizes(), " with dimension ", input.dim() - i, " being empty");
+                input.sizes(), " with dimension ", i, " being empty");
   }
   return batched(input);
 }
@@ -47,13 +49,15 @@ void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at
   const int64_t items = params.n * (last ? std::max<int64_t>(rows, 1) : params.c);
   if (items == 0) return;
   const auto& table = cpu::pool2d_table();
-  const int64_t scratch = last ? table.adaptive_pixels_scratch(params.h, params.w, params.oh, params.ow)
-                               : table.adaptive_scratch(params.w, params.oh);
+  const bool sums_images = indices != nullptr && !forward;
+  const int64_t scratch = sums_images ? params.h * params.w * (last ? params.c : 1)
+                          : last ? table.adaptive_pixels_scratch(params.h, params.w, params.oh, params.ow)
+                                 : table.adaptive_scratch(params.w, params.oh);
   parallel_items(kernels[static_cast<int>(dtype)], params, items, image.numel() / items, scratch, dtype);
 }
 
 at::Tensor adaptive_avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef output_size) {
-  const at::Tensor images = check_adaptive("adaptive_avg_pool2d", input, output_size);
+  const at::Tensor images = check_adaptive("adaptive_avg_pool2d", input, output_size, false);
   const DType dtype = kernel_dtype(input, "d2lfast::adaptive_avg_pool2d");
   const at::MemoryFormat format = layout_of(input);
   const at::Tensor source = images.contiguous(format);
@@ -84,7 +88,7 @@ at::Tensor adaptive_avg_pool2d_backward_cpu(const at::Tensor& grad_output, at::I
 
 std::tuple<at::Tensor, at::Tensor> adaptive_max_pool2d_cpu(const at::Tensor& input,
                                                            at::IntArrayRef output_size) {
-  const at::Tensor images = check_adaptive("adaptive_max_pool2d()", input, output_size);
+  const at::Tensor images = check_adaptive("adaptive_max_pool2d()", input, output_size, true);
   const DType dtype = kernel_dtype(input, "d2lfast::adaptive_max_pool2d");
   const at::MemoryFormat format = layout_of(input);
   const at::Tensor source = images.contiguous(format);

@@ -155,6 +155,7 @@ at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, 
                           at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                           std::optional<int64_t> divisor_override) {
   const int64_t divisor = divisor_of(divisor_override);
+  if (input.dim() < 3) input.size(-3);  // torch's IndexError
   const at::Tensor images = batched(input);
   const Pool2dShape s = check_pool2d("avg_pool2d", images, kernel_size, stride, padding, {1, 1}, ceil_mode);
   const DType dtype = kernel_dtype(input, "d2lfast::avg_pool2d");

@@ -28,7 +28,7 @@ _adaptive_max_pool2d = _ops.adaptive_max_pool2d.default
 Pair = int | Sequence[int]
 
 
-def _pair(op: str, name: str, value: Any) -> list[int]:
+def _pair(op: str, name: str, value: Any) -> list[Any]:
     """One value for each axis; None or an empty sequence is left to the operator's default."""
     if value is None:
         return []
@@ -137,9 +137,9 @@ def _adaptive_size(input: Tensor, output_size: Any) -> list[Any]:
     sizes = list(output_size)
     if len(sizes) == 1:
         sizes *= 2
-    if len(sizes) > input.dim():
+    if len(sizes) >= input.dim():
         raise ValueError(f"Input dimension should be at least {len(sizes) + 1}")
-    return [n if n is not None else d for n, d in zip(sizes, input.shape[-len(sizes) :], strict=True)]
+    return [n if n is not None else d for n, d in zip(sizes, input.shape[-len(sizes) :])]
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:

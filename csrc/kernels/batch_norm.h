@@ -22,7 +22,7 @@ struct BatchNormParams {
   void* grad_residual;  // or null
   const void* center;
   const void* scale;
-  const void* slope;
+  const void* slope;  // or null: the gradient has only its first term
   const void* offset;
   double* sums;  // [2] or [2][columns], written
 };

@@ -59,8 +59,10 @@ DType check_batch_norm(const at::Tensor& input, const OptionalTensor& weight, co
       break;
     }
   }
-  TORCH_CHECK(parameters == type || parameters == accumulator_type(type), "expected scalar type ",
-              toString(type), " but found ", toString(parameters));
+  TORCH_CHECK(parameters == type || parameters == at::kFloat,
+              "mixed dtype (CPU): expect parameter to have scalar type of Float");
+  TORCH_CHECK(parameters == accumulator_type(type) || parameters == type,
+              "mixed dtype (CPU): all inputs must share same datatype.");
   for (const OptionalTensor* tensor : {&weight, &bias, &running_mean, &running_var}) {
     TORCH_CHECK(!given(*tensor) || (*tensor)->scalar_type() == parameters, "expected scalar type ",
                 toString(parameters), " but found ", toString((*tensor)->scalar_type()));

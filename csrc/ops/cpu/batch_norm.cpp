@@ -194,15 +194,17 @@ class Runner {
     p.pitch = pitch;
     p.center = coefficients.center.at(channel);
     p.scale = coefficients.scale.at(channel);
-    p.slope = coefficients.slope.at(channel);
+    p.slope = batch_terms ? coefficients.slope.at(channel) : nullptr;
     p.offset = coefficients.offset.at(channel);
     return p;
   }
 
-  // All images' planes of one channel.
-  BatchNormParams planes(int64_t channel) const {
-    return part(channel * g_.pixels, g_.batch, g_.pixels, g_.channels * g_.pixels, channel);
+  // One channel's planes in images [begin, end).
+  BatchNormParams planes(int64_t channel, int64_t begin, int64_t end) const {
+    const int64_t pitch = g_.channels * g_.pixels;
+    return part(begin * pitch + channel * g_.pixels, end - begin, g_.pixels, pitch, channel);
   }
+  BatchNormParams planes(int64_t channel) const { return planes(channel, 0, g_.batch); }
 
   void run(const BatchNormKernels::Kernel* kernel, const BatchNormParams& p) const { kernel[dtype_](p); }
 
@@ -231,16 +233,18 @@ class Runner {
     }
   }
 
-  // Both sums of every channel of a matrix: [C] and [C].
+  // Both sums of every channel of a matrix: [C] and [C]. `then`, if not null, runs on each chunk while it
+  // is in the cache.
   void column_sums(const BatchNormKernels::Kernel* kernel, std::vector<double>& first,
-                   std::vector<double>& second) const {
+                   std::vector<double>& second, const BatchNormKernels::Kernel* then = nullptr) const {
     const at::Tensor partial = at::empty({g_.chunks, 2 * g_.width}, at::kDouble);
     double* sums = partial.mutable_data_ptr<double>();
     const int64_t all_rows = g_.rows + (g_.tail > 0);
     at::parallel_for(0, g_.chunks, grain_of(g_.chunk_rows * g_.width), [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
-        chunk_sums(kernel, i * g_.chunk_rows, std::min(all_rows, (i + 1) * g_.chunk_rows),
-                   sums + i * 2 * g_.width);
+        const int64_t begin = i * g_.chunk_rows, end = std::min(all_rows, begin + g_.chunk_rows);
+        chunk_sums(kernel, begin, end, sums + i * 2 * g_.width);
+        if (then != nullptr) run_rows(then, begin, end);
       }
     });
     // Added in the order of the chunks, whoever computed them.
@@ -278,6 +282,7 @@ class Runner {
  public:
   BatchNormParams base{};
   Coefficients coefficients;
+  bool batch_terms = true;  // the gradient goes through the statistics
   const BatchNormKernels& table() const { return table_; }
 };
 
@@ -505,21 +510,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     k.offset.set(c, training ? -scale * first[c] / g.count() : 0);
   };
   const auto& table = run.table();
-  if (g.columns || !sums_wanted) {
-    if (sums_wanted) run.column_sums(table.column_gradient_sums, first, second);
+  run.batch_terms = training;
+  if (!training || !sums_wanted) {
     for (int64_t c = 0; c < channels; ++c) finish(c);
+  }
+  if (!sums_wanted) {
     if (sweeps) run.elementwise(table.plane_gradient, table.column_gradient);
+  } else if (g.columns) {
+    // Without terms of the batch one sweep does both.
+    const bool joined = !training && sweeps;
+    run.column_sums(table.column_gradient_sums, first, second, joined ? table.column_gradient : nullptr);
+    if (training && sweeps) {
+      for (int64_t c = 0; c < channels; ++c) finish(c);
+      run.elementwise(table.plane_gradient, table.column_gradient);
+    }
   } else {
+    const int64_t block =
+        training ? g.batch : std::min(g.batch, std::max<int64_t>(1, kChunkElements / g.pixels));
     at::parallel_for(0, channels, grain_of(g.count()), [&](int64_t from, int64_t to) {
       for (int64_t c = from; c < to; ++c) {
-        double sums[2];
-        BatchNormParams p = run.planes(c);
-        p.sums = sums;
-        run.run(table.plane_gradient_sums, p);
-        first[c] = sums[0];
-        second[c] = sums[1];
-        finish(c);
-        if (sweeps) run.run(table.plane_gradient, run.planes(c));
+        for (int64_t image = 0; image < g.batch; image += block) {
+          const int64_t end = std::min(g.batch, image + block);
+          double sums[2];
+          BatchNormParams p = run.planes(c, image, end);
+          p.sums = sums;
+          run.run(table.plane_gradient_sums, p);
+          first[c] += sums[0];
+          second[c] += sums[1];
+          if (training) finish(c);
+          if (sweeps) run.run(table.plane_gradient, run.planes(c, image, end));
+        }
       }
     });
   }

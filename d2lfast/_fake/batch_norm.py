@@ -1,1 +1,73 @@
-"""Shape functions."""
+"""Shape functions of the batch normalisation operators."""
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+
+def _like(input: Tensor) -> Tensor:
+    return torch.empty(
+        input.shape,
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=suggest_memory_format(input),
+    )
+
+
+def _check(input, weight, bias, running_mean, running_var, residual):
+    torch._check(
+        input.dim() >= 2,
+        lambda: f"expected input of at least 2 dimensions, but got input of size {input.shape}",
+    )
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, tensor in named.items():
+        if tensor is not None:
+            message = f"{name} should contain {input.shape[1]} elements not {tensor.shape[0]}"
+            torch._check(tensor.shape[0] == input.shape[1], lambda message=message: message)
+    if residual is not None:
+        torch._check(
+            residual.shape == input.shape and residual.dtype == input.dtype,
+            lambda: f"expected residual like the input {input.shape}, but got {residual.shape}",
+        )
+
+
+@torch.library.register_fake("d2lfast::batch_norm_act")
+def _batch_norm_act(
+    input,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    training,
+    momentum,
+    eps,
+    activation="none",
+    residual=None,
+):
+    _check(input, weight, bias, running_mean, running_var, residual)
+    return _like(input)
+
+
+@torch.library.register_fake("d2lfast::_batch_norm_act_train")
+def _batch_norm_act_train(
+    input, weight, bias, running_mean, running_var, momentum, eps, activation, residual
+):
+    _check(input, weight, bias, running_mean, running_var, residual)
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    statistics = [input.new_empty([input.shape[1]], dtype=dtype) for _ in range(2)]
+    return _like(input), *statistics
+
+
+@torch.library.register_fake("d2lfast::_batch_norm_act_backward")
+def _batch_norm_act_backward(
+    grad_output, input, weight, mean, spread, output, training, eps, activation, output_mask
+):
+    wants_input, wants_weight, wants_bias, wants_residual = output_mask
+    channels = input.shape[1]
+    parameter = input if weight is None else weight
+    return (
+        _like(input) if wants_input else input.new_empty([0]),
+        parameter.new_empty([channels if wants_weight else 0]),
+        parameter.new_empty([channels if wants_bias else 0]),
+        _like(input) if wants_residual else input.new_empty([0]),
+    )

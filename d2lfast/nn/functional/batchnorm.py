@@ -1,1 +1,95 @@
-__all__: list[str] = []
+"""Batch normalisation."""
+
+import torch
+import torch.nn.functional as _native
+from torch import Tensor
+
+from d2lfast._support import supported
+
+__all__ = ["batch_norm", "batch_norm_act"]
+
+_batch_norm_act = torch.ops.d2lfast.batch_norm_act.default
+
+
+def _verify(input: Tensor, training: bool, eps: float) -> None:
+    if training:
+        size = input.size()
+        count = size[0]
+        for extent in size[2:]:
+            count *= extent
+        if count == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
+        if eps <= 0.0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    elif eps < 0.0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel over the batch, as `torch.nn.functional.batch_norm` (book section 8.5).
+
+    Args:
+        input: [N,C] or [N,C,*]; float32, float64, bfloat16 or float16.
+        running_mean, running_var: [C] of the input's dtype, or float32 beside a 16-bit input. Updated in
+            place in training, if given; the normalisation's statistics otherwise.
+        weight, bias: [C] or None; of the dtype of the running statistics.
+        training: normalise with the statistics of the batch.
+        momentum: weight of the batch's statistics in the running ones.
+        eps: added to the variance.
+
+    Returns:
+        A tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: one value per channel in training; a bad eps.
+        RuntimeError: sizes, dtypes or devices do not fit, or evaluation without running statistics.
+    """
+    if not supported(input) or input.dim() < 2:
+        return _native.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    _verify(input, training, eps)
+    return _batch_norm_act(input, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "none",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """`activation(batch_norm(input) + residual)` in one sweep (book sections 8.5 and 8.6).
+
+    Args:
+        input to eps: as for `batch_norm`.
+        activation: "none", "relu", "sigmoid" or "tanh".
+        residual: of the input's shape and dtype, or None.
+
+    Returns:
+        A tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: one value per channel in training; a bad eps; no such activation.
+        RuntimeError: sizes, dtypes or devices do not fit, or evaluation without running statistics.
+        NotImplementedError: a dtype, device or layout without kernels.
+    """
+    if not supported(input):
+        raise NotImplementedError(f"a fused batch normalisation for {input.dtype} on {input.device}")
+    if input.dim() >= 2:
+        _verify(input, training, eps)
+    return _batch_norm_act(
+        input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual
+    )

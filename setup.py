@@ -4,15 +4,16 @@ TORCH_CUDA_ARCH_LIST, MAX_JOBS, D2LFAST_NO_EXTENSION."""
 import json
 import os
 import platform
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_tools"))
+
+import cuda_toolkit  # noqa: E402
+
 GIB_PER_JOB = 1.2  # a file that includes torch's autograd headers peaks at about 1 GB
 
 
@@ -38,17 +39,6 @@ def import_torch():
     return torch
 
 
-def nvcc_version(cpp_extension):
-    nvcc = shutil.which("nvcc") or (
-        str(Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc") if cpp_extension.CUDA_HOME else None
-    )
-    if nvcc is None or not Path(nvcc).exists():
-        return None
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release (\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else None
-
-
 def use_cuda(torch):
     """CUDA needs a torch with CUDA, an nvcc of the same major version, and a GPU or FORCE_CUDA=1."""
     forced = flag("FORCE_CUDA")
@@ -60,26 +50,27 @@ def use_cuda(torch):
         if forced:
             sys.exit(f"FORCE_CUDA=1, but torch {torch.__version__} is a build without CUDA.")
         return False
-    version = nvcc_version(torch.utils.cpp_extension)
-    if version is None:
+    toolkit = cuda_toolkit.find_toolkit()
+    if toolkit is None:
         if forced:
             sys.exit("FORCE_CUDA=1, but no nvcc was found: put it on PATH or set CUDA_HOME.")
         print("d2lfast: a GPU is present but no nvcc was found: building for the CPU only.")
         return False
+    version = toolkit.version
     wanted = tuple(int(part) for part in torch.version.cuda.split(".")[:2])
+    nvcc = f"nvcc {version[0]}.{version[1]}"
     if version[0] != wanted[0]:
         sys.exit(
-            f"nvcc {version[0]}.{version[1]} cannot build for torch with CUDA {torch.version.cuda}; set FORCE_CPU=1 "
+            f"{nvcc} cannot build for torch with CUDA {torch.version.cuda}; set FORCE_CPU=1 "
             "for a build without CUDA."
         )
     if version != wanted:
-        print(
-            f"d2lfast: nvcc {version[0]}.{version[1]} and torch's CUDA {torch.version.cuda} differ in the minor version."
-        )
-    if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = (
-            "7.5;8.0;8.6;9.0+PTX" if version < (12, 8) else "8.0;9.0;10.0;12.0+PTX"
-        )
+        print(f"d2lfast: {nvcc} and torch's CUDA {torch.version.cuda} differ in the minor version.")
+    # torch's list for "no GPU, no TORCH_CUDA_ARCH_LIST" is empty, which it then fails on.
+    if os.environ.get("TORCH_CUDA_ARCH_LIST", "") in {"", "native"} and not torch.cuda.is_available():
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_toolkit.default_archs(version)
+    # So that the build calls the nvcc that was checked above, with its own headers.
+    torch.utils.cpp_extension.CUDA_HOME = str(toolkit.home)
     return True
 
 
@@ -128,7 +119,7 @@ def extension(torch):
     macros = []
     if cuda:
         files += sources("csrc/ops/cuda/*.cpp", "csrc/kernels/cuda/*.cu")
-        flags["nvcc"] = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo"]
+        flags["nvcc"] = cuda_toolkit.NVCC_FLAGS
         macros += [("D2LFAST_WITH_CUDA", None)]
     info = {
         "torch": torch.__version__,

@@ -4,10 +4,31 @@ from d2lfast import _extension
 
 _extension.load()
 
-from d2lfast import _fake, models, nn  # noqa: E402
+from d2lfast import _fake, models, nn  # noqa: E402, F401
 from d2lfast.algorithm import conv2d_algorithm, explain  # noqa: E402
 from d2lfast.convert import convert, report, revert  # noqa: E402
+from d2lfast.cross_correlation import (  # noqa: E402
+    corr2d,
+    corr2d_multi_in,
+    corr2d_multi_in_out,
+    corr2d_multi_in_out_1x1,
+    pool2d,
+)
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "conv2d_algorithm", "convert", "explain", "models", "nn", "report", "revert"]
+__all__ = [
+    "__version__",
+    "conv2d_algorithm",
+    "convert",
+    "corr2d",
+    "corr2d_multi_in",
+    "corr2d_multi_in_out",
+    "corr2d_multi_in_out_1x1",
+    "explain",
+    "models",
+    "nn",
+    "pool2d",
+    "report",
+    "revert",
+]

@@ -77,10 +77,8 @@ def explain(
             padding = [t // 2 for t in total]
         else:
             padding = conv.padding if conv.padding_mode == "zeros" else 0
-        channels_last = (
-            channels_last
-            or (conv.weight.is_contiguous(memory_format=torch.channels_last)
-            and (not conv.weight.is_contiguous()))
+        channels_last = channels_last or (
+            conv.weight.is_contiguous(memory_format=torch.channels_last) and (not conv.weight.is_contiguous())
         )
         if len(shapes) < 1:
             raise ValueError("explain needs the shape of the input")

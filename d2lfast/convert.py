@@ -1,3 +1,193 @@
-"""Swapping the layers of a model."""
+"""Swapping the layers of a model for those of `d2lfast.nn`, and back.
 
-convert = revert = report = None
+A layer is swapped if its class is exactly one of `torch.nn`'s that `d2lfast.nn` replaces. Subclasses are left
+alone, because their `forward` may do something else; so are modules whose class a parametrization has
+changed, and wrappers that hold compiled, scripted or replicated code (convert first, wrap afterwards).
+`report` says which layers were swapped, and why others were not.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import d2lfast.nn
+from d2lfast._clone import clone_modules
+
+__all__ = ["Report", "Row", "convert", "report", "revert"]
+
+LAYERS = (
+    "Conv2d",
+    "LazyConv2d",
+    "MaxPool2d",
+    "AvgPool2d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "RNNCell",
+    "GRUCell",
+    "LSTMCell",
+    "RNN",
+    "GRU",
+    "LSTM",
+)
+
+
+def _twins() -> dict[type[nn.Module], type[nn.Module]]:
+    pairs = {getattr(nn, name): getattr(d2lfast.nn, name) for name in LAYERS}
+    return {native: ours for native, ours in pairs.items() if native is not ours}
+
+
+def convert(module: nn.Module, inplace: bool = False) -> nn.Module:
+    """Return `module` with its layers swapped for the faster ones of `d2lfast.nn`.
+
+    Args:
+        module: any model, or a single layer.
+        inplace: swap within `module` and return it. Otherwise a new tree of modules is returned and `module`
+            is left as it was; the two share their parameters and buffers, so that training one trains both.
+
+    `state_dict` keys, hooks, training flags, devices, dtypes, `requires_grad` and additional attributes stay;
+    a layer that is used at several places stays one layer. ScriptModules, compiled modules and DataParallel
+    wrappers are left alone and shared: convert the model inside before wrapping it.
+    """
+    return _swap(module, _twins(), inplace)
+
+
+def revert(module: nn.Module, inplace: bool = False) -> nn.Module:
+    """Return `module` with the layers of `d2lfast.nn` swapped for those of `torch.nn`; undoes `convert`."""
+    return _swap(module, {ours: native for native, ours in _twins().items()}, inplace)
+
+
+def _swap(module: nn.Module, pairs: dict[type[nn.Module], type[nn.Module]], inplace: bool) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
+    if not inplace:
+        module = clone_modules(module, [m for _, m in _walk(module) if _wrapper(m) is None])
+    for _, layer in list(_walk(module)):
+        if type(layer) in pairs and "forward" not in vars(layer):
+            # The twins add no state of their own: changing the class keeps all that refers to the layer.
+            layer.__class__ = pairs[type(layer)]
+    return module
+
+
+def _walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every path to every module, without what is inside a wrapper."""
+    yield path, module
+    if _wrapper(module) is None:
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from _walk(child, f"{path}.{name}" if path else name)
+
+
+def _wrapper(module: nn.Module) -> str | None:
+    """Why the inside of `module` must not be touched, or None."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is compiled by TorchScript: convert the model before scripting it"
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "replicates what it holds: convert the model before wrapping it"
+    # Looked up without importing: a model of such a class has imported its module.
+    for where, name in [
+        ("torch._dynamo.eval_frame", "OptimizedModule"),
+        ("torch.distributed.fsdp", "FullyShardedDataParallel"),
+    ]:
+        kind = getattr(sys.modules.get(where), name, None)
+        if kind is not None and isinstance(module, kind):
+            return f"is wrapped in {name}: convert the model before wrapping it"
+    return None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: its path in the model, its type, `"swapped"` or `"native"`, and why the latter."""
+
+    path: str
+    type: str
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The layers of a model; printed, a table."""
+
+    rows: tuple[Row, ...]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def swapped(self) -> tuple[Row, ...]:
+        """The rows of layers that run on d2lfast's operators."""
+        return tuple(row for row in self.rows if row.status == "swapped")
+
+    @property
+    def native(self) -> tuple[Row, ...]:
+        """The rows of layers that run on torch's own operators."""
+        return tuple(row for row in self.rows if row.status == "native")
+
+    def __str__(self) -> str:
+        cells = [("layer", "type", "status", "reason")]
+        cells += [(row.path or "(root)", row.type, row.status, row.reason) for row in self.rows]
+        widths = [max(len(line[column]) for line in cells) for column in range(3)]
+        lines = [
+            "  ".join([*(text.ljust(width) for text, width in zip(line, widths)), line[3]]).rstrip()
+            for line in cells
+        ]
+        return "\n".join([*lines, f"{len(self.swapped)} swapped, {len(self.native)} native"])
+
+
+def report(module: nn.Module) -> Report:
+    """Say for every layer of `module` whether it is one of `d2lfast.nn`'s, and if not, why.
+
+    A row stands for a path: a layer that is used at two places has two rows. Containers have none.
+    """
+    twins = _twins()
+    rows = []
+    for path, layer in _walk(module):
+        row = _row(path, layer, twins)
+        if row is not None:
+            rows.append(row)
+    return Report(tuple(rows))
+
+
+def _row(path: str, layer: nn.Module, twins: dict[type[nn.Module], type[nn.Module]]) -> Row | None:
+    kind = type(layer)
+    name = _type_name(kind)
+    ours = tuple(twins.values())
+    if kind in ours:
+        if "forward" in vars(layer):
+            return Row(path, name, "native", "its forward was replaced on the instance")
+        return Row(path, name, "swapped")
+    reason = _wrapper(layer)
+    if reason is None and kind in twins:
+        if "forward" in vars(layer):
+            reason = "its forward was replaced on the instance"
+        else:
+            reason = "convert() would swap it"
+    if reason is None and isinstance(layer, ours):
+        return Row(path, name, "swapped", "a subclass: its own forward decides what runs")
+    if reason is None and isinstance(layer, tuple(twins)):
+        base = next(base for base in kind.__mro__ if base in twins)
+        if parametrize.is_parametrized(layer):
+            reason = f"a parametrization changed its class from {_type_name(base)}"
+        else:
+            reason = f"a subclass of {_type_name(base)}: its forward may differ"
+    if reason is None and not any(child is not None for child in layer._modules.values()):
+        reason = "d2lfast has no layer for it"
+    return None if reason is None else Row(path, name, "native", reason)
+
+
+def _type_name(kind: type[nn.Module]) -> str:
+    for module, prefix in ((d2lfast.nn, "d2lfast.nn"), (nn, "torch.nn")):
+        if getattr(module, kind.__name__, None) is kind and kind.__module__.startswith(prefix):
+            return f"{prefix}.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}"

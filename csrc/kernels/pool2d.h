@@ -56,7 +56,8 @@ struct AdaptivePool2dParams {
 
 // Each function works on the items [begin, end): planes [N*C] of contiguous tensors; of channels_last ones
 // the result's rows [N*OH] or [N*H], or images [N] for adaptive_max_backward. `scratch` holds as many
-// floats (doubles for float64) as the matching *_scratch says and need not be initialised.
+// floats (doubles for float64) as the matching *_scratch says and need not be initialised; *_pixels_scratch
+// is for channels_last gradients, the other channels_last passes need none.
 struct Pool2dKernels {
   void (*max_forward[kNumDTypes])(const MaxPool2dParams&, int64_t begin, int64_t end, void* scratch);
   void (*max_backward[kNumDTypes])(const MaxPool2dBackwardParams&, int64_t begin, int64_t end, void* scratch);
@@ -72,7 +73,9 @@ struct Pool2dKernels {
                                             void* scratch);
   int64_t (*forward_scratch)(int64_t h, int64_t ow, const Window2d& window);
   int64_t (*backward_scratch)(int64_t w, int64_t oh, int64_t ow, const Window2d& window);
+  int64_t (*pixels_scratch)(int64_t w, int64_t ow, const Window2d& window);
   int64_t (*adaptive_scratch)(int64_t w, int64_t oh);
+  int64_t (*adaptive_pixels_scratch)(int64_t h, int64_t w, int64_t oh, int64_t ow);
 };
 
 }  // namespace d2lfast

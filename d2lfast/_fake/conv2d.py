@@ -27,7 +27,7 @@ def _empty(like: Tensor, shape: list, layout: torch.memory_format) -> Tensor:
 def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation="none", algorithm="auto"):
     torch._check(
         input.dim() in (3, 4),
-        lambda: f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: {input.shape}",
+        lambda: f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got {tuple(input.shape)}",
     )
     torch._check(weight.dim() == 4, lambda: f"weight should have 4 dimensions, but got {weight.shape}")
     torch._check(

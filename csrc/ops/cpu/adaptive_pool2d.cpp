@@ -46,8 +46,10 @@ void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at
                                     last};
   const int64_t items = params.n * (last ? std::max<int64_t>(rows, 1) : params.c);
   if (items == 0) return;
-  parallel_items(kernels[static_cast<int>(dtype)], params, items, image.numel() / items,
-                 last ? 0 : cpu::pool2d_table().adaptive_scratch(params.w, params.oh), dtype);
+  const auto& table = cpu::pool2d_table();
+  const int64_t scratch = last ? table.adaptive_pixels_scratch(params.h, params.w, params.oh, params.ow)
+                               : table.adaptive_scratch(params.w, params.oh);
+  parallel_items(kernels[static_cast<int>(dtype)], params, items, image.numel() / items, scratch, dtype);
 }
 
 at::Tensor adaptive_avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef output_size) {

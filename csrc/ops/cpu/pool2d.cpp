@@ -138,8 +138,10 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
                                          last};
     const auto& table = cpu::pool2d_table();
     const int64_t items = items_of(last, s.n, s.c, s.h);
-    parallel_items(table.max_backward[index_of(dtype)], params, items, result.numel() / items * 2,
-                   last ? 0 : table.backward_scratch(s.w, s.oh, s.ow, s.window), dtype);
+    parallel_items(
+        table.max_backward[index_of(dtype)], params, items, result.numel() / items * 2,
+        last ? table.pixels_scratch(s.w, s.ow, s.window) : table.backward_scratch(s.w, s.oh, s.ow, s.window),
+        dtype);
   }
   return like_batching_of(grad_output, result);
 }
@@ -208,8 +210,10 @@ at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, at::IntArrayRe
                                  last};
     const auto& table = cpu::pool2d_table();
     const int64_t items = items_of(last, s.n, s.c, s.h);
-    parallel_items(table.avg_backward[index_of(dtype)], params, items, result.numel() / items * 2,
-                   last ? 0 : table.backward_scratch(s.w, s.oh, s.ow, s.window), dtype);
+    parallel_items(
+        table.avg_backward[index_of(dtype)], params, items, result.numel() / items * 2,
+        last ? table.pixels_scratch(s.w, s.ow, s.window) : table.backward_scratch(s.w, s.oh, s.ow, s.window),
+        dtype);
   }
   return like_batching_of(grad_output, result);
 }

@@ -49,8 +49,8 @@ def conv2d(
             of torch's signature).
 
     Returns:
-        [N,O,H',W'] with H' = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1; channels_last if the input
-        or the weight is.
+        [N,O,H',W'] with H' = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1, channels_last if the
+        input or the weight is.
 
     Raises:
         RuntimeError: sizes, dtypes or devices do not fit, as in torch.

@@ -28,7 +28,7 @@ _adaptive_max_pool2d = _ops.adaptive_max_pool2d.default
 Pair = int | Sequence[int]
 
 
-def _pair(op: str, name: str, value: Pair | None) -> list[int]:
+def _pair(op: str, name: str, value: Any) -> list[int]:
     """One value for each axis; None or an empty sequence is left to the operator's default."""
     if value is None:
         return []
@@ -58,7 +58,8 @@ def max_pool2d_with_indices(
 ) -> tuple[Tensor, Tensor]:
     """Maxima of windows and their flat int64 positions in the H x W plane; see `max_pool2d`."""
     if not supported(input):
-        return _native.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)  # type: ignore[arg-type]
+        native: Any = _native.max_pool2d_with_indices
+        return native(input, kernel_size, stride, padding, dilation, ceil_mode)
     window = _window("max_pool2d", kernel_size, stride, padding)
     return _max_pool2d_with_indices(input, *window, _pair("max_pool2d", "dilation", dilation), ceil_mode)
 
@@ -92,7 +93,8 @@ def max_pool2d(
     if return_indices:
         return max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
     if not supported(input):
-        return _native.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)  # type: ignore[arg-type]
+        native: Any = _native.max_pool2d
+        return native(input, kernel_size, stride, padding, dilation, ceil_mode)
     window = _window("max_pool2d", kernel_size, stride, padding)
     return _max_pool2d(input, *window, _pair("max_pool2d", "dilation", dilation), ceil_mode)
 
@@ -122,20 +124,13 @@ def avg_pool2d(
         RuntimeError: ranks or sizes do not fit, or the divisor is 0, as in torch.
     """
     if not supported(input):
-        return _native.avg_pool2d(
-            input,
-            kernel_size,  # type: ignore[arg-type]
-            stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
-            ceil_mode,
-            count_include_pad,
-            divisor_override,
-        )
+        native: Any = _native.avg_pool2d
+        return native(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     window = _window("avg_pool2d", kernel_size, stride, padding)
     return _avg_pool2d(input, *window, ceil_mode, count_include_pad, divisor_override)
 
 
-def _adaptive_size(input: Tensor, output_size: Any) -> list[int]:
+def _adaptive_size(input: Tensor, output_size: Any) -> list[Any]:
     """The output's size; None keeps the input's along that axis."""
     if isinstance(output_size, int | torch.SymInt):
         return [output_size, output_size]

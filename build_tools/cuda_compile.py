@@ -1,0 +1,230 @@
+"""Compile every CUDA source without a GPU and print what ptxas says of each kernel (`make cuda-compile`).
+
+Compiles csrc/kernels/cuda/*.cu for the architectures below and csrc/ops/cuda/*.cpp against the headers of
+the installed torch, which may be a build without CUDA. Fails on errors, on warnings, on register spills and
+when the operators call a launcher that no kernel file defines. What is up to date is not compiled again.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cuda_toolkit import NVCC_FLAGS, Toolkit, find_toolkit
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "build" / "cuda"
+STUB = ROOT / "build_tools" / "cuda_stub"
+
+# Name -> code that nvcc generates. The newest also keeps PTX, for later GPUs.
+ARCHS = {
+    "sm_80": ["-gencode=arch=compute_80,code=sm_80"],
+    "sm_90": ["-gencode=arch=compute_90,code=sm_90", "-gencode=arch=compute_90,code=compute_90"],
+}
+
+# Regular expression over the shortened kernel name -> why it may spill.
+ALLOWED_SPILLS: dict[str, str] = {}
+
+
+@dataclass
+class Unit:
+    """One compiler call."""
+
+    source: Path
+    target: Path
+    command: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.source.relative_to(ROOT)} -> {self.target.relative_to(ROOT)}"
+
+
+@dataclass
+class Kernel:
+    """What ptxas reports of one kernel for one architecture; sizes in bytes."""
+
+    name: str
+    arch: str
+    registers: int = 0
+    shared: int = 0
+    spill: int = 0
+
+
+def parse_ptxas(text: str) -> list[Kernel]:
+    """Kernels in the order of `-Xptxas -v`'s report, by their mangled names, without device functions."""
+    kernels: list[Kernel] = []
+    described = ""
+    for line in text.splitlines():
+        if found := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
+            kernels.append(Kernel(found[1], found[2]))
+            described = ""
+        elif found := re.search(r"Function properties for (\S+)", line):
+            described = found[1]
+        elif not kernels or described not in ("", kernels[-1].name):
+            continue
+        elif found := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            kernels[-1].spill = int(found[1]) + int(found[2])
+        elif found := re.search(r"Used (\d+) registers", line):
+            kernels[-1].registers = int(found[1])
+            if shared := re.search(r"(\d+)(?:\+\d+)? bytes smem", line):
+                kernels[-1].shared = int(shared[1])
+    return kernels
+
+
+def shorten(name: str) -> str:
+    """A demangled kernel without its return type, namespaces and arguments."""
+    name = re.sub(r"d2lfast::(cuda::)?|\(anonymous namespace\)::|<unnamed>::|_GLOBAL__N__\w+::", "", name)
+    name = name.removeprefix("void ")
+    depth = 0
+    for position, character in enumerate(name):
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "(" and depth == 0:
+            name = name[:position]
+            break
+    return re.sub(r"\((?:int|unsigned int|bool)\)(-?\d+)", r"\1", name).replace("> >", ">>")
+
+
+def demangle(names: list[str], toolkit: Toolkit) -> list[str]:
+    """Readable names; the mangled ones where no demangler is installed."""
+    for tool in (str(toolkit.home / "bin" / "cu++filt"), "c++filt"):
+        if names and shutil.which(tool):
+            run = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
+            return run.stdout.splitlines()
+    return names
+
+
+def kernel_units(toolkit: Toolkit) -> list[Unit]:
+    """One unit per kernel file and architecture, with the flags that BuildExtension and setup.py pass."""
+    flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Xptxas=-v", "-Werror=all-warnings"]
+    flags += ["-Xcompiler=-fPIC,-Wall,-Wextra,-Wno-unknown-pragmas,-Werror"]
+    units = []
+    for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
+        for arch, code in ARCHS.items():
+            target = OUT / f"{source.stem}.{arch}.o"
+            units.append(Unit(source, target, [str(toolkit.nvcc), *flags, *code]))
+    return units
+
+
+def glue_units(toolkit: Toolkit) -> list[Unit]:
+    """One unit per operator file. Only their compilation is of interest, so they are not optimised."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", "-DD2LFAST_WITH_CUDA"]
+    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
+    for folder in [*cpp_extension.include_paths(), toolkit.home / "include", STUB]:
+        flags += ["-isystem", str(folder)]
+    return [
+        Unit(source, OUT / f"{source.stem}.ops.o", [*compiler, *flags])
+        for source in sorted(ROOT.glob("csrc/ops/cuda/*.cpp"))
+    ]
+
+
+def dependencies(depfile: Path) -> list[str]:
+    """The prerequisites in a make rule that a compiler wrote."""
+    text = depfile.read_text().replace("\\\n", " ")
+    return [name.replace("\\ ", " ") for name in re.findall(r"(?:\\ |\S)+", text.split(": ", 1)[1])]
+
+
+def stored_log(unit: Unit, stamp: Path, facts: dict) -> str | None:
+    """The compiler's output of the last compilation if it is still valid."""
+    try:
+        old = json.loads(stamp.read_text())
+        made = unit.target.stat().st_mtime_ns
+        if old["facts"] == facts and all(os.stat(name).st_mtime_ns <= made for name in old["dependencies"]):
+            return old["log"]
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+def compile_unit(unit: Unit, facts: dict) -> tuple[bool, str]:
+    """Whether the unit compiled, and the compiler's output."""
+    facts = {**facts, "command": unit.command}
+    stamp = unit.target.with_suffix(".json")
+    log = stored_log(unit, stamp, facts)
+    if log is not None:
+        return True, log
+    stamp.unlink(missing_ok=True)
+    depfile = unit.target.with_suffix(".d")
+    command = [*unit.command, "-MD", "-MF", str(depfile), "-c", str(unit.source), "-o", str(unit.target)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    log = run.stdout + run.stderr
+    if run.returncode == 0:
+        kept = {"facts": facts, "dependencies": dependencies(depfile), "log": log}
+        stamp.write_text(json.dumps(kept))
+        print(f"compiled {unit}", flush=True)
+    return run.returncode == 0, log
+
+
+def symbols(objects: list[Path], kind: str) -> set[str]:
+    """Demangled d2lfast::cuda symbols of objects; `kind` is nm's --undefined-only or --defined-only."""
+    text = subprocess.run(["nm", "-C", kind, *objects], capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"\b[TUW] (d2lfast::cuda::.+)$", text, re.MULTILINE))
+
+
+def report(kernels: list[Kernel]) -> bool:
+    """Print one row per kernel; returns whether one spills that may not."""
+    rows: dict[str, dict[str, Kernel]] = {}
+    for kernel in kernels:
+        rows.setdefault(kernel.name, {})[kernel.arch] = kernel
+    if not rows:
+        return False
+    width = max(map(len, rows))
+    archs = list(ARCHS)
+    print(f"\n{'':{width}}  {'registers':^15}  {'shared bytes':^15}  {'spilled bytes':^15}")
+    print(f"{'kernel':{width}}" + f"  {archs[0]:>7} {archs[1]:>7}" * 3)
+    failed = False
+    for name, by_arch in rows.items():
+        line = f"{name:{width}}"
+        for field in ("registers", "shared", "spill"):
+            line += " " + "".join(f" {getattr(by_arch[a], field) if a in by_arch else '-':>7}" for a in archs)
+        if any(kernel.spill for kernel in by_arch.values()):
+            reason = next((why for pattern, why in ALLOWED_SPILLS.items() if re.search(pattern, name)), None)
+            line += f"  allowed: {reason}" if reason else "  SPILLS"
+            failed = failed or reason is None
+        print(line)
+    print(f"\n{len(rows)} kernels for {' and '.join(archs)}.")
+    return failed
+
+
+def main() -> int:
+    """Exit status of `make cuda-compile`."""
+    toolkit = find_toolkit()
+    if toolkit is None:
+        print("cuda-compile: no nvcc on PATH or in CUDA_HOME, so no CUDA source was compiled.")
+        return 1 if os.environ.get("CI") else 0
+    OUT.mkdir(parents=True, exist_ok=True)
+    glue = glue_units(toolkit)
+    units = kernel_units(toolkit) + glue
+    facts = {"torch": torch.__version__, "cuda": list(toolkit.version)}
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        results = list(pool.map(lambda unit: compile_unit(unit, facts), units))
+    failed = False
+    for unit, (compiled, log) in zip(units, results):
+        if not compiled:
+            errors = re.sub(r"^ptxas info .*\n(?: +\d+ bytes stack frame.*\n)?", "", log, flags=re.MULTILINE)
+            print(f"\n{unit} failed:\n{errors}")
+            failed = True
+    if failed:
+        return 1
+    kernels = [kernel for _, log in results for kernel in parse_ptxas(log)]
+    for kernel, name in zip(kernels, demangle([kernel.name for kernel in kernels], toolkit)):
+        kernel.name = shorten(name)
+    failed = report(kernels)
+    missing = set()
+    if glue:
+        missing = symbols([unit.target for unit in glue], "--undefined-only")
+        missing -= symbols([unit.target for unit in units], "--defined-only")
+    for name in sorted(missing):
+        print(f"csrc/ops/cuda calls {name}, which no csrc/kernels/cuda/*.cu defines.")
+    return 1 if failed or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

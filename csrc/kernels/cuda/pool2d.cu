@@ -1,0 +1,228 @@
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "launch.cuh"
+#include "pool2d.h"
+#include "pool2d_element.cuh"
+#include "vector.cuh"
+
+namespace d2lfast::cuda {
+namespace {
+
+template <typename Index>
+__device__ Index first_item() {
+  return static_cast<Index>(blockIdx.x) * kThreads + static_cast<Index>(threadIdx.x);
+}
+
+template <typename Index>
+__device__ Index grid_width() {
+  return static_cast<Index>(gridDim.x) * kThreads;
+}
+
+template <typename Window, int V, bool Planar, typename T, typename P, typename Index>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    max_pool2d(const T* __restrict__ input, T* __restrict__ output, P* __restrict__ position,
+               const PoolGeometry g, const PoolItems<Index> items) {
+  for (Index item = first_item<Index>(); item < items.count; item += grid_width<Index>()) {
+    pool_item<Window, V, Planar>(item, input, output, position, g, items);
+  }
+}
+
+template <typename Window, int V, bool Planar, typename T, typename P, typename Index>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    max_pool2d_backward(const T* __restrict__ grad_output, const P* __restrict__ position,
+                        T* __restrict__ grad_input, const PoolGeometry g, const PoolItems<Index> items) {
+  for (Index item = first_item<Index>(); item < items.count; item += grid_width<Index>()) {
+    pool_backward_item<Window, V, Planar>(item, grad_output, position, grad_input, g, items);
+  }
+}
+
+template <typename P, typename Index>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    max_pool2d_position_to_index(const P* __restrict__ position, int64_t* __restrict__ index,
+                                 const PoolGeometry g, const PoolItems<Index> items) {
+  for (Index item = first_item<Index>(); item < items.count; item += grid_width<Index>()) {
+    pool_index_item(item, position, index, g, items);
+  }
+}
+
+// NCHW is one-channel images, N * C of them.
+template <typename Params>
+int64_t images_of(const Params& p) {
+  return p.channels_last ? p.n : p.n * p.c;
+}
+
+template <typename Params>
+PoolGeometry geometry_of(const Params& p) {
+  const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+  const auto& window = p.window;
+  return {narrow(p.channels_last ? p.c : 1),
+          narrow(p.h),
+          narrow(p.w),
+          narrow(p.oh),
+          narrow(p.ow),
+          narrow(window.kernel_h),
+          narrow(window.kernel_w),
+          narrow(window.stride_h),
+          narrow(window.stride_w),
+          narrow(window.pad_h),
+          narrow(window.pad_w),
+          narrow(window.dilation_h),
+          narrow(window.dilation_w)};
+}
+
+// Whether every coordinate, and every sum that the kernels form of coordinates, fits into int32.
+template <typename Params>
+bool coordinates_fit(const Params& p) {
+  const auto& window = p.window;
+  const auto fits = [](int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+    return std::max({size, kernel, stride, pad, dilation}) <= kMaxIndex32 &&
+           size + 2 * pad + kernel * dilation + stride <= kMaxIndex32;
+  };
+  return fits(p.h, window.kernel_h, window.stride_h, window.pad_h, window.dilation_h) &&
+         fits(p.w, window.kernel_w, window.stride_w, window.pad_w, window.dilation_w) &&
+         window.kernel_h * window.kernel_w <= kMaxIndex32 && p.c <= kMaxIndex32;
+}
+
+template <typename Params>
+bool offsets_fit(const Params& p) {
+  return p.n * p.c * std::max(p.h * p.w, p.oh * p.ow) <= kMaxIndex32;
+}
+
+template <typename Window>
+bool matches(const PoolGeometry& g) {
+  return g.kernel_h == Window::kernel && g.kernel_w == Window::kernel && g.stride_h == Window::stride &&
+         g.stride_w == Window::stride && g.dilation_h == 1 && g.dilation_w == 1;
+}
+
+bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// Types and constants as arguments of a generic lambda.
+template <typename T>
+struct Type {
+  using type = T;
+};
+template <int V, bool Planar>
+struct Access {
+  static constexpr int lanes = V;
+  static constexpr bool planar = Planar;
+};
+
+template <typename Body>
+cudaError_t with_dtype(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return body(Type<double>{});
+    case DType::kFloat32:
+      return body(Type<float>{});
+    case DType::kBFloat16:
+      return body(Type<BFloat16>{});
+    case DType::kFloat16:
+      return body(Type<Float16>{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+// The variants that are worth their binary: int32 offsets for tensors below 2^31 elements, fixed windows in
+// NCHW, accesses of 16 bytes in channels_last. Everything else takes the general kernel.
+template <typename T, typename P, typename Params, typename Body>
+cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
+  constexpr Access<1, true> kPlanar;
+  constexpr Access<1, false> kSingle;
+  constexpr Access<kVectorWidth<T>, false> kWide;
+  if (!coordinates_fit(p)) return cudaErrorInvalidValue;
+  if (!offsets_fit(p)) {
+    return p.channels_last ? body(AnyWindow{}, kSingle, int64_t{}) : body(AnyWindow{}, kPlanar, int64_t{});
+  }
+  if (p.channels_last) {
+    return aligned && p.c % kWide.lanes == 0 ? body(AnyWindow{}, kWide, int32_t{})
+                                             : body(AnyWindow{}, kSingle, int32_t{});
+  }
+  if constexpr (!std::is_same_v<P, int32_t>) {
+    const PoolGeometry g = geometry_of(p);
+    if (matches<FixedWindow<2, 2>>(g)) return body(FixedWindow<2, 2>{}, kPlanar, int32_t{});
+    if (matches<FixedWindow<3, 2>>(g)) return body(FixedWindow<3, 2>{}, kPlanar, int32_t{});
+    if (matches<FixedWindow<3, 1>>(g)) return body(FixedWindow<3, 1>{}, kPlanar, int32_t{});
+  }
+  return body(AnyWindow{}, kPlanar, int32_t{});
+}
+
+template <typename T, typename P>
+cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
+  const auto* input = static_cast<const T*>(p.input);
+  auto* output = static_cast<T*>(p.output);
+  auto* position = static_cast<P*>(p.position);
+  const bool wide =
+      aligned(input, 16) && aligned(output, 16) && aligned(position, sizeof(P) * kVectorWidth<T>);
+  return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
+    constexpr int kLanes = decltype(access)::lanes;
+    const PoolGeometry g = geometry_of(p);
+    const auto items = PoolItems<decltype(offset)>::of(images_of(p), g.channels, p.oh, p.ow, kLanes);
+    max_pool2d<decltype(window), kLanes, decltype(access)::planar>
+        <<<blocks_for(items.count), kThreads, 0, stream>>>(input, output, position, g, items);
+    return cudaGetLastError();
+  });
+}
+
+template <typename T, typename P>
+cudaError_t launch_backward(const MaxPool2dBackwardParams& p, cudaStream_t stream) {
+  const auto* grad_output = static_cast<const T*>(p.grad_output);
+  const auto* position = static_cast<const P*>(p.position);
+  auto* grad_input = static_cast<T*>(p.grad_input);
+  const bool wide =
+      aligned(grad_output, 16) && aligned(grad_input, 16) && aligned(position, sizeof(P) * kVectorWidth<T>);
+  return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
+    constexpr int kLanes = decltype(access)::lanes;
+    const PoolGeometry g = geometry_of(p);
+    const auto items = PoolItems<decltype(offset)>::of(images_of(p), g.channels, p.h, p.w, kLanes);
+    max_pool2d_backward<decltype(window), kLanes, decltype(access)::planar>
+        <<<blocks_for(items.count), kThreads, 0, stream>>>(grad_output, position, grad_input, g, items);
+    return cudaGetLastError();
+  });
+}
+
+template <typename P, typename Index>
+cudaError_t launch_index(const MaxPool2dIndexParams& p, cudaStream_t stream) {
+  const PoolGeometry g = geometry_of(p);
+  const auto items = PoolItems<Index>::of(images_of(p), g.channels, p.oh, p.ow, 1);
+  max_pool2d_position_to_index<<<blocks_for(items.count), kThreads, 0, stream>>>(
+      static_cast<const P*>(p.position), p.index, g, items);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_max_pool2d(const MaxPool2dParams& params, DType dtype, cudaStream_t stream) {
+  if (params.n * params.c * params.oh * params.ow == 0) return cudaSuccess;
+  return with_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (params.position == nullptr) return launch_forward<T, NoPosition>(params, stream);
+    if (params.position_bytes == 1) return launch_forward<T, uint8_t>(params, stream);
+    return launch_forward<T, int32_t>(params, stream);
+  });
+}
+
+cudaError_t launch_max_pool2d_backward(const MaxPool2dBackwardParams& params, DType dtype,
+                                       cudaStream_t stream) {
+  if (params.n * params.c * params.h * params.w == 0) return cudaSuccess;
+  return with_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (params.position_bytes == 1) return launch_backward<T, uint8_t>(params, stream);
+    return launch_backward<T, int32_t>(params, stream);
+  });
+}
+
+cudaError_t launch_max_pool2d_position_to_index(const MaxPool2dIndexParams& params, cudaStream_t stream) {
+  if (params.n * params.c * params.oh * params.ow == 0) return cudaSuccess;
+  if (!coordinates_fit(params)) return cudaErrorInvalidValue;
+  const bool byte = params.position_bytes == 1;
+  if (offsets_fit(params)) {
+    return byte ? launch_index<uint8_t, int32_t>(params, stream)
+                : launch_index<int32_t, int32_t>(params, stream);
+  }
+  return byte ? launch_index<uint8_t, int64_t>(params, stream)
+              : launch_index<int32_t, int64_t>(params, stream);
+}
+
+}  // namespace d2lfast::cuda

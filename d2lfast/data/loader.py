@@ -1,0 +1,53 @@
+"""Batches of tensors that lie in memory."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class TensorLoader:
+    """Batches of tensors of the same length; the last one may be smaller.
+
+    Args:
+        tensors: the data, [N, ...] each, on one device.
+        batch_size: examples per batch.
+        shuffle: a new random order in every pass.
+        generator: source of the orders, on the CPU; two loaders with generators of the same seed go through
+            the same orders. Default: torch's own generator.
+
+    Raises:
+        ValueError: there are no tensors, their lengths differ, or the batch size is not positive.
+    """
+
+    def __init__(
+        self,
+        *tensors: Tensor,
+        batch_size: int,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if len({len(tensor) for tensor in tensors}) != 1:
+            raise ValueError(f"expected tensors of one length, got {[len(tensor) for tensor in tensors]}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        self.tensors = tensors
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.generator = generator
+
+    @property
+    def examples(self) -> int:
+        """The number of examples in one pass."""
+        return len(self.tensors[0])
+
+    def __len__(self) -> int:
+        return -(-self.examples // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if not self.shuffle:
+            yield from zip(*(tensor.split(self.batch_size) for tensor in self.tensors))
+            return
+        order = torch.randperm(self.examples, generator=self.generator).to(self.tensors[0].device)
+        for part in order.split(self.batch_size):
+            yield tuple(tensor.index_select(0, part) for tensor in self.tensors)

@@ -18,8 +18,6 @@ extern const Pool2dKernels pool2d_kernels;
 namespace d2lfast::test {
 namespace {
 
-constexpr int64_t kChannelSlack = 16;
-
 struct Problem {
   DType dtype;
   Image input, output;
@@ -110,7 +108,8 @@ void test_max(const Pool2dKernels& table, const Problem& p, const Buffer& input,
   in_two(table.max_backward[dtype],
          MaxPool2dBackwardParams{grad.data(), position.data(), grad_input.data(), bytes, n, c, h, w,
                                  p.output.h, p.output.w, k, last},
-         items(p.input), last ? c + kChannelSlack : table.backward_scratch(w, p.output.h, p.output.w, k),
+         items(p.input),
+         last ? table.pixels_scratch(w, p.output.w, k) : table.backward_scratch(w, p.output.h, p.output.w, k),
          p.dtype);
 
   std::vector<double> expected(static_cast<size_t>(p.output.size()));
@@ -167,7 +166,8 @@ void test_avg(const Pool2dKernels& table, Problem p, const Buffer& input, const 
   in_two(table.avg_backward[dtype],
          AvgPool2dParams{grad.data(), grad_input.data(), n, c, h, w, p.output.h, p.output.w, k,
                          p.count_include_pad, p.divisor, last},
-         items(p.input), last ? c + kChannelSlack : table.backward_scratch(w, p.output.h, p.output.w, k),
+         items(p.input),
+         last ? table.pixels_scratch(w, p.output.w, k) : table.backward_scratch(w, p.output.h, p.output.w, k),
          p.dtype);
 
   std::vector<double> expected(static_cast<size_t>(p.output.size()));
@@ -214,19 +214,19 @@ void test_adaptive(const Pool2dKernels& table, const Problem& p, const Buffer& i
   Buffer average(p.dtype, p.output.size()), average_grad(p.dtype, p.input.size());
   Buffer largest(p.dtype, p.output.size()), largest_grad(p.dtype, p.input.size());
   Exact<int64_t> indices(p.output.size());
-  const int64_t backward_scratch = last ? c + kChannelSlack : table.adaptive_scratch(w, oh);
+  const int64_t scratch = last ? table.adaptive_pixels_scratch(h, w, oh, ow) : table.adaptive_scratch(w, oh);
   in_two(table.adaptive_avg_forward[dtype],
          AdaptivePool2dParams{input.data(), average.data(), nullptr, n, c, h, w, oh, ow, last},
-         items(p.output), backward_scratch, p.dtype);
+         items(p.output), scratch, p.dtype);
   in_two(table.adaptive_avg_backward[dtype],
          AdaptivePool2dParams{grad.data(), average_grad.data(), nullptr, n, c, h, w, oh, ow, last},
-         items(p.input), backward_scratch, p.dtype);
+         items(p.input), scratch, p.dtype);
   in_two(table.adaptive_max_forward[dtype],
          AdaptivePool2dParams{input.data(), largest.data(), indices.data(), n, c, h, w, oh, ow, last},
-         items(p.output), backward_scratch, p.dtype);
+         items(p.output), scratch, p.dtype);
   in_two(table.adaptive_max_backward[dtype],
          AdaptivePool2dParams{grad.data(), largest_grad.data(), indices.data(), n, c, h, w, oh, ow, last},
-         last ? n : n * c, backward_scratch, p.dtype);
+         last ? n : n * c, scratch, p.dtype);
 
   std::vector<double> expected(static_cast<size_t>(p.output.size()));
   std::vector<double> expected_grad(static_cast<size_t>(p.input.size())), max_grad(expected_grad);

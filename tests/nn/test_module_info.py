@@ -77,7 +77,6 @@ def pair(name, input, dtype):
     return ours, native
 
 
-@pytest.mark.isa
 @pytest.mark.parametrize("name", REPLACED)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

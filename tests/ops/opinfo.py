@@ -73,7 +73,6 @@ class OpInfoTester:
             samples += info.reference_inputs("cpu", dtype, requires_grad=requires_grad)
         return samples[:: self.every]
 
-    @pytest.mark.isa
     @pytest.mark.parametrize("requires_grad", [False, True])
     def test_samples_of_torch(self, any_dtype, requires_grad):
         samples = self.samples(any_dtype, requires_grad)

@@ -41,7 +41,9 @@ def test_caps():
 def test_operators(isa):
     if os.environ.get("D2LFAST_CPU_ISA"):
         pytest.skip("D2LFAST_CPU_ISA caps this run: it is itself the run of one instruction set")
-    result = python(isa, "-m", "pytest", "-m", "isa", TESTS / "ops", "--tb=short")
+    # TestConv2dDirect has the cases of TestConv2d, which may hand them to torch.
+    selection = "not TestConv2d or Direct"
+    result = python(isa, "-m", "pytest", "-m", "isa", "-k", selection, TESTS / "ops", "--tb=short")
     assert result.returncode == 0, result.stdout[-8000:]
     assert " passed" in result.stdout or "[100%]" in result.stdout
 

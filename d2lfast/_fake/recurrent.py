@@ -24,11 +24,10 @@ def _check(gates: int, input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor) ->
         w_ih.shape[0] == rows and w_hh.shape[0] == rows,
         lambda: f"expected weights of {rows} rows, but got {w_ih.shape[0]} and {w_hh.shape[0]}",
     )
-    for tensor in (hx, w_ih, w_hh):
-        torch._check(
-            tensor.dtype == input.dtype,
-            lambda: f"expected all tensors to have the dtype of input, {input.dtype}, but got {tensor.dtype}",
-        )
+    torch._check(
+        hx.dtype == w_ih.dtype == w_hh.dtype == input.dtype,
+        lambda: f"expected one dtype, but got {input.dtype}, {hx.dtype}, {w_ih.dtype} and {w_hh.dtype}",
+    )
 
 
 def _state(input: Tensor, w_hh: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from d2lfast._support import supported
 
-__all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 _rnn_cell = torch.ops.d2lfast.rnn_cell.default
 _gru_cell = torch.ops.d2lfast.gru_cell.default
@@ -35,6 +35,7 @@ class RNNCell(torch.nn.RNNCell):
     """
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Same as the forward of `torch.nn.RNNCell`."""
         if not supported(input):
             return super().forward(input, hx)
         _check_input("RNNCell", input)
@@ -63,6 +64,7 @@ class GRUCell(torch.nn.GRUCell):
     """
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Same as the forward of `torch.nn.GRUCell`."""
         if not supported(input):
             return super().forward(input, hx)
         _check_input("GRUCell", input)
@@ -88,6 +90,7 @@ class LSTMCell(torch.nn.LSTMCell):
     """
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Same as the forward of `torch.nn.LSTMCell`."""
         if not supported(input):
             return super().forward(input, hx)
         _check_input("LSTMCell", input)
@@ -254,39 +257,42 @@ def _data(input: Any) -> Tensor:
 
 
 class RNN(torch.nn.RNN):
-    """`torch.nn.RNN` as a loop over d2lfast's `rnn_cell`: same constructor, parameters, `state_dict` and errors.
+    """`torch.nn.RNN` as a loop over d2lfast's `rnn_cell`: same parameters and errors.
 
     Shapes and PackedSequence as in `torch.nn.RNN`. float32, float64, bfloat16 and float16; for other tensors
     (`d2lfast._support.supported`) `torch.nn.RNN` computes.
     """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+        """Same as the forward of `torch.nn.RNN`."""
         if not supported(_data(input)):
             return super().forward(input, hx)
         return _one_state_forward(self, _rnn_step, "RNN", " tensor", input, hx)
 
 
 class GRU(torch.nn.GRU):
-    """`torch.nn.GRU` as a loop over d2lfast's `gru_cell`: same constructor, parameters, `state_dict` and errors.
+    """`torch.nn.GRU` as a loop over d2lfast's `gru_cell`: same parameters and errors.
 
     Shapes and PackedSequence as in `torch.nn.GRU`. float32, float64, bfloat16 and float16; for other tensors
     (`d2lfast._support.supported`) `torch.nn.GRU` computes.
     """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+        """Same as the forward of `torch.nn.GRU`."""
         if not supported(_data(input)):
             return super().forward(input, hx)
         return _one_state_forward(self, _gru_step, "GRU", "", input, hx)
 
 
 class LSTM(torch.nn.LSTM):
-    """`torch.nn.LSTM` as a loop over d2lfast's `lstm_cell`: same constructor, parameters, `state_dict`, errors.
+    """`torch.nn.LSTM` as a loop over d2lfast's `lstm_cell`: same parameters and errors.
 
     Shapes and PackedSequence as in `torch.nn.LSTM`. float32, float64, bfloat16 and float16; with
     proj_size > 0, and for other tensors (`d2lfast._support.supported`), `torch.nn.LSTM` computes.
     """
 
     def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:  # type: ignore[override]
+        """Same as the forward of `torch.nn.LSTM`."""
         if self.proj_size > 0 or not supported(_data(input)):
             return super().forward(input, hx)
         self._update_flat_weights()

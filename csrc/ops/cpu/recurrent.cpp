@@ -7,6 +7,8 @@
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "../../kernels/cpu/isa.h"
 #include "../dtype.h"
 
@@ -47,21 +49,20 @@ struct CellShape {
   DType dtype;
 };
 
-void check_same_type(const Tensor& tensor, const Tensor& input, const char* name) {
-  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), "expected ", name,
-              " to have the same dtype as input, but got: ", tensor.scalar_type(),
-              " != ", input.scalar_type());
-  TORCH_CHECK(tensor.device() == input.device(), "Expected all tensors to be on the same device, but got ",
-              name, " on ", tensor.device(), " and input on ", input.device());
+// The errors of the products that torch's cells consist of.
+void check_factors(const Tensor& a, const Tensor& b) {
+  TORCH_CHECK(a.scalar_type() == b.scalar_type(), "mat1 and mat2 must have the same dtype, but got ",
+              toString(a.scalar_type()), " and ", toString(b.scalar_type()));
+  TORCH_CHECK(a.device() == b.device(), "Expected all tensors to be on the same device, but got ", a.device(),
+              " and ", b.device());
 }
 
-void check_state(const Tensor& input, const Tensor& state, int64_t hidden, const char* name) {
+void check_state(const Tensor& input, const Tensor& state, int64_t hidden) {
+  TORCH_CHECK(state.dim() < 1 || input.size(0) == state.size(0), "Input batch size ", input.size(0),
+              " doesn't match hidden0 batch size ", state.dim() < 1 ? 0 : state.size(0));
+  TORCH_CHECK(state.dim() < 2 || state.size(1) == hidden, "hidden0 has inconsistent hidden_size: got ",
+              state.dim() < 2 ? 0 : state.size(1), ", expected ", hidden);
   TORCH_CHECK(state.dim() == 2, "Expected hidden to be 2D, got ", state.dim(), "D instead");
-  TORCH_CHECK(input.size(0) == state.size(0), "Input batch size ", input.size(0),
-              " doesn't match hidden0 batch size ", state.size(0));
-  TORCH_CHECK(state.size(1) == hidden, "hidden0 has inconsistent hidden_size: got ", state.size(1),
-              ", expected ", hidden);
-  check_same_type(state, input, name);
 }
 
 CellShape check_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
@@ -72,16 +73,17 @@ CellShape check_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, 
   TORCH_CHECK(input.size(1) == w_ih.size(1), "input has inconsistent input_size: got ", input.size(1),
               " expected ", w_ih.size(1));
   const CellShape shape{input.size(0), w_hh.size(1), gates * w_hh.size(1), kernel_dtype(input, op)};
-  check_state(input, hx, shape.hidden, "hx");
+  check_state(input, hx, shape.hidden);
   TORCH_CHECK(w_ih.size(0) == shape.gates && w_hh.size(0) == shape.gates, "expected weights of ", shape.gates,
               " rows, but got ", w_ih.size(0), " and ", w_hh.size(0));
-  check_same_type(w_ih, input, "weight_ih");
-  check_same_type(w_hh, input, "weight_hh");
+  check_factors(input, w_ih);
+  check_factors(hx, w_hh);
+  check_factors(input, w_hh);
   for (const Optional* bias : {&b_ih, &b_hh}) {
     if (!bias->has_value() || !(*bias)->defined()) continue;
     TORCH_CHECK((*bias)->dim() == 1 && (*bias)->size(0) == shape.gates, "expected biases of ", shape.gates,
                 " elements, but got a bias of size ", (*bias)->sizes());
-    check_same_type(**bias, input, "bias");
+    check_factors(input, **bias);
   }
   return shape;
 }
@@ -99,7 +101,7 @@ template <typename Kernel, typename Params>
 void run_rows(Kernel* kernel, const Params& params, const CellShape& shape) {
   if (shape.hidden == 0 || shape.batch == 0) return;
   // A thread should have some microseconds of work.
-  constexpr int64_t kGrain = 8192;
+  constexpr int64_t kGrain = 32768;
   const int64_t grain = std::max<int64_t>(1, kGrain / shape.gates);
   if (shape.batch <= grain) return kernel(params, 0, shape.batch);
   at::parallel_for(0, shape.batch, grain, [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
@@ -155,7 +157,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward_cpu(const Tensor& input, co
                                                          const Tensor& w_hh, const Optional& b_ih,
                                                          const Optional& b_hh) {
   const CellShape shape = check_cell(input, hx, w_ih, w_hh, b_ih, b_hh, 4, "d2lfast::lstm_cell");
-  check_state(input, cx, shape.hidden, "cx");
+  check_state(input, cx, shape.hidden);
+  check_factors(input, cx);
   Tensor gates = at::mm(input, w_ih.t());
   at::addmm_out(gates, gates, hx, w_hh.t());
   const Tensor bias_ih = contiguous_or_none(b_ih), bias_hh = contiguous_or_none(b_hh);

@@ -41,7 +41,10 @@ DType check_batch_norm(const at::Tensor& input, const OptionalTensor& weight, co
                        const OptionalTensor& residual) {
   TORCH_CHECK(input.dim() >= 2, "expected input of at least 2 dimensions, but got input of size ",
               input.sizes());
-  if (!training) {
+  if (training) {
+    TORCH_CHECK_VALUE(input.numel() != input.size(1) || input.size(1) == 0,
+                      "Expected more than 1 value per channel when training, got input size ", input.sizes());
+  } else {
     TORCH_CHECK(given(running_mean), "running_mean must be defined in evaluation mode");
     TORCH_CHECK(given(running_var), "running_var must be defined in evaluation mode");
   }

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from d2lfast._fake.devices import check_same_device
+
 
 def _like(input: Tensor) -> Tensor:
     return torch.empty(
@@ -15,6 +17,7 @@ def _like(input: Tensor) -> Tensor:
 
 
 def _check(input, weight, bias, running_mean, running_var, residual):
+    check_same_device(input, weight, bias, running_mean, running_var, residual)
     torch._check(
         input.dim() >= 2,
         lambda: f"expected input of at least 2 dimensions, but got input of size {input.shape}",

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from d2lfast._fake.devices import check_same_device
+
 
 def _layout(input: Tensor, weight: Tensor) -> torch.memory_format:
     """torch's rule for convolutions (csrc/ops/layout.h)."""
@@ -25,6 +27,7 @@ def _empty(like: Tensor, shape: list, layout: torch.memory_format) -> Tensor:
 
 @torch.library.register_fake("d2lfast::conv2d")
 def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation="none", algorithm="auto"):
+    check_same_device(input, weight, bias)
     torch._check(
         input.dim() in (3, 4),
         lambda: f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got {tuple(input.shape)}",

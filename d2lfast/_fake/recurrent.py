@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from d2lfast._fake.devices import check_same_device
+
 
 def _check(gates: int, input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor) -> None:
     torch._check(input.dim() == 2, lambda: f"Expected input to be 2D, got {input.dim()}D instead")
@@ -36,18 +38,21 @@ def _state(input: Tensor, w_hh: Tensor) -> Tensor:
 
 @torch.library.register_fake("d2lfast::rnn_cell")
 def _rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity):
+    check_same_device(input, hx, w_ih, w_hh, b_ih, b_hh)
     _check(1, input, hx, w_ih, w_hh)
     return _state(input, w_hh)
 
 
 @torch.library.register_fake("d2lfast::gru_cell")
 def _gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh):
+    check_same_device(input, hx, w_ih, w_hh, b_ih, b_hh)
     _check(3, input, hx, w_ih, w_hh)
     return _state(input, w_hh)
 
 
 @torch.library.register_fake("d2lfast::lstm_cell")
 def _lstm_cell(input, hx, cx, w_ih, w_hh, b_ih, b_hh):
+    check_same_device(input, hx, cx, w_ih, w_hh, b_ih, b_hh)
     _check(4, input, hx, w_ih, w_hh)
     _check(4, input, cx, w_ih, w_hh)
     return _state(input, w_hh), _state(input, w_hh)

@@ -271,10 +271,12 @@ def _cell_draw(gates: int, states: Sequence[str]) -> Callable[[random.Random], t
 
 
 def _cell_reduction(name: str, shapes: dict, options: dict, output: Sequence[int]) -> int:
-    gates, hidden = shapes["w_hh"][0], shapes["w_hh"][1]
+    # A gradient is a sum over the batch or the gates of terms that carry the error of the pre-activations,
+    # which are sums over the input and hidden units.
+    gates, terms = shapes["w_hh"][0], shapes["w_ih"][1] + shapes["w_hh"][1]
     if name in ("w_ih", "w_hh", "b_ih", "b_hh"):
-        return max(1, output[0])
-    return gates if name in ("input", "hx", "cx") else shapes["w_ih"][1] + hidden
+        return output[0] + terms
+    return gates + terms if name in ("input", "hx", "cx") else terms
 
 
 def _cell(name: str, gates: int, native_cell: Any, states: tuple[str, ...]) -> Operator:

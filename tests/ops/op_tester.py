@@ -42,6 +42,7 @@ class OpTester:
     nonfinite_cases: NaN and infinities are put into the arguments named by `nonfinite`.
     refused: cases that torch refuses.
     threaded: a case large enough for two threads in forward and backward.
+    strides: whether outputs have torch's strides for every layout of every argument.
     exported: a case whose tensors named by `dynamic` have the batch as their first axis.
     """
 
@@ -56,6 +57,7 @@ class OpTester:
     dynamic: tuple[str, ...] = ("input",)
     dtypes = tuple(pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in DTYPES)
     layouts = LAYOUTS
+    strides = True
 
     @property
     def entry(self):
@@ -90,7 +92,7 @@ class OpTester:
         for chosen in (*((name,) for name in usable), tuple(usable)):
             layouts = dict.fromkeys(chosen, any_layout)
             try:
-                check(small_case.replace(layouts=layouts))
+                check(small_case.replace(layouts=layouts), strides=self.strides)
             except AssertionError as error:
                 raise AssertionError(f"{any_layout} {', '.join(chosen)}: {error}") from error
 

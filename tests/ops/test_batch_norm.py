@@ -122,7 +122,9 @@ class TestBatchNorm(OpTester):
             inputs["input"] = inputs["input"] + (1000 if dtype == torch.float32 else 100)
             results.append(run(case, function, inputs, exact).outputs[0].double())
         ours, theirs, exact = results
-        allowed = 2 * (theirs - exact).abs().max() + torch.finfo(dtype).eps * exact.abs().max()
+        # In float64 torch is its own reference and has no error: the inputs' rounding is left.
+        rounding = torch.finfo(dtype).eps * inputs["input"].abs().max().double()
+        allowed = 2 * (theirs - exact).abs().max() + 8 * rounding
         assert (ours - exact).abs().max() <= allowed
 
     def test_residual_is_added_after_the_norm(self):

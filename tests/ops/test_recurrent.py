@@ -64,6 +64,16 @@ def threaded(case):
 class CellTester(OpTester):
     nonfinite = ("input", "hx")
 
+    # torch's cells pass on the strides of the hidden state; ours give contiguous states.
+    strides = False
+
+    def test_refused_dtypes(self):
+        """Floating point only. (torch's tanh cell alone also takes integers, which no module can hold.)"""
+        for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
+            inputs = {n: x if x is None else x.to(dtype) for n, x in inputs_of(self.exported).items()}
+            with pytest.raises(RuntimeError):
+                self.entry.ours(inputs, dict(self.exported.options))
+
     @pytest.mark.isa
     def test_saturation(self):
         """Pre-activations of hundreds: the gates end at 0, 1 and -1, not at NaN."""

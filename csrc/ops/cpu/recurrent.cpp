@@ -67,11 +67,14 @@ void check_state(const Tensor& input, const Tensor& state, int64_t hidden) {
 
 CellShape check_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
                      const Optional& b_ih, const Optional& b_hh, int64_t gates, const char* op) {
+  input.size(1);  // torch's IndexError for one dimension
   TORCH_CHECK(input.dim() == 2, "Expected input to be 2D, got ", input.dim(), "D instead");
   TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2, "expected weights of 2 dimensions, but got ", w_ih.dim(),
               " and ", w_hh.dim());
   TORCH_CHECK(input.size(1) == w_ih.size(1), "input has inconsistent input_size: got ", input.size(1),
               " expected ", w_ih.size(1));
+  TORCH_CHECK(input.is_floating_point(), op, " takes floating-point tensors, but got ",
+              toString(input.scalar_type()));
   const CellShape shape{input.size(0), w_hh.size(1), gates * w_hh.size(1), kernel_dtype(input, op)};
   check_state(input, hx, shape.hidden);
   TORCH_CHECK(w_ih.size(0) == shape.gates && w_hh.size(0) == shape.gates, "expected weights of ", shape.gates,

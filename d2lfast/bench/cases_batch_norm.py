@@ -1,6 +1,7 @@
 """Batch normalisation, alone and with the activation and the residual that follow it in networks."""
 
 from math import prod
+from typing import Any
 
 import torch
 from torch.nn import functional as native_functional
@@ -31,13 +32,12 @@ def _ours(training: bool, activation: str, residual: bool) -> Maker:
     if activation == "none" and not residual:
 
         def make(parameters, buffers):
-            return lambda x: our_functional.batch_norm(x, *buffers, *parameters, training, _MOMENTUM, _EPS)
+            arguments: Any = (*buffers, *parameters, training, _MOMENTUM, _EPS)
+            return lambda x: our_functional.batch_norm(x, *arguments)
 
         return make
 
     def make_fused(parameters, buffers):
-        if not hasattr(torch.ops.d2lfast, "batch_norm_act"):
-            return _native(training, activation, residual)(parameters, buffers)
         fused = torch.ops.d2lfast.batch_norm_act.default
         return lambda x, shortcut=None: fused(
             x, *parameters, *buffers, training, _MOMENTUM, _EPS, activation, shortcut

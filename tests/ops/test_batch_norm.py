@@ -124,7 +124,7 @@ class TestBatchNorm(OpTester):
         ours, theirs, exact = results
         # In float64 torch is its own reference and has no error: the inputs' rounding is left.
         rounding = torch.finfo(dtype).eps * inputs["input"].abs().max().double()
-        allowed = 2 * (theirs - exact).abs().max() + 8 * rounding
+        allowed = 2 * (theirs - exact).abs().max() + 16 * rounding
         assert (ours - exact).abs().max() <= allowed
 
     def test_residual_is_added_after_the_norm(self):

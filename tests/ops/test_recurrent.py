@@ -120,6 +120,7 @@ class TestGRUCell(CellTester):
 
 class TestLSTMCell(CellTester):
     operator = "lstm_cell"
+    promoted = ("cx",)
     case, named = cell("lstm_cell")
     cases = sizes(named)
     small_cases = small(named)

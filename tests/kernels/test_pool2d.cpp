@@ -226,7 +226,7 @@ void test_adaptive(const Pool2dKernels& table, const Problem& p, const Buffer& i
          items(p.output), scratch, p.dtype);
   in_two(table.adaptive_max_backward[dtype],
          AdaptivePool2dParams{grad.data(), largest_grad.data(), indices.data(), n, c, h, w, oh, ow, last},
-         last ? n : n * c, scratch, p.dtype);
+         last ? n : n * c, h * w * (last ? c : 1), p.dtype);
 
   std::vector<double> expected(static_cast<size_t>(p.output.size()));
   std::vector<double> expected_grad(static_cast<size_t>(p.input.size())), max_grad(expected_grad);

@@ -43,6 +43,7 @@ std::array<std::string, 3> conv2d_algorithms(Quad input, Quad weight, Pair strid
 
 PYBIND11_MODULE(_C, m) {
   m.def("conv2d_algorithms", conv2d_algorithms);
+  m.def("conv2d_algorithm_names", d2lfast::ops::conv2d_algorithm_names);
   m.doc() = "Build facts of the d2lfast extension; its operators are under torch.ops.d2lfast.";
   m.def("current_isa", [] { return d2lfast::cpu::isa_name(d2lfast::cpu::current_isa()); });
   m.def("detected_isa", [] { return d2lfast::cpu::isa_name(d2lfast::cpu::detected_isa()); });

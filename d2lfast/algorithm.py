@@ -9,7 +9,7 @@ import torch
 
 from d2lfast import _extension
 
-CONV2D_ALGORITHMS = ("auto", "direct", "aten")
+CONV2D_ALGORITHMS = ("auto", *_extension.load().conv2d_algorithm_names())
 
 _requested: ContextVar[str] = ContextVar("d2lfast_conv2d_algorithm", default="auto")
 
@@ -19,8 +19,9 @@ def conv2d_algorithm(name: str) -> Iterator[None]:
     """Force one algorithm for the convolutions inside a `with` block, their backward passes included.
 
     Args:
-        name: "direct" (our kernels on flat grids), "aten" (torch's own convolution; on the CPU oneDNN) or
-            "auto" (the table of csrc/ops/conv2d_algorithm.cpp, the default).
+        name: "auto" (the table of csrc/ops/conv2d_algorithm.cpp, the default), "aten" (torch's own
+            convolution; on the CPU oneDNN) or one of this library's, all in `CONV2D_ALGORITHMS`. A pass that
+            the named algorithm cannot compute is done by the table's; `explain` says which.
 
     Raises:
         ValueError: `name` is no algorithm.

@@ -6,7 +6,7 @@ namespace d2lfast::ops {
 
 namespace {
 
-// What the rules below look at.
+// ---- What the rules look at ----
 struct Traits {
   int64_t group_channels;
   bool dense, depthwise, strided;
@@ -17,6 +17,8 @@ Traits traits_of(const Conv2dShape& s) {
   return {s.channels / s.groups, s.groups == 1, s.groups > 1 && s.groups == s.channels,
           s.stride[0] > 1 || s.stride[1] > 1, s.result_height() * s.result_width()};
 }
+
+// ---- direct ----
 
 // Where the direct kernels measured faster than oneDNN in float32 on AVX-512. oneDNN is near the machine's
 // peak for dense layers of many channels; it falls short for few channels, groups in NCHW, and the input
@@ -56,22 +58,39 @@ bool direct_bfloat16(const Conv2dShape& s, Conv2dPass pass) {
   }
 }
 
-Conv2dAlgorithm from_table(const Conv2dShape& s, Conv2dPass pass) {
-  bool direct = false;
-  if (s.cuda) {
-    direct = false;
-  } else if (s.dtype == DType::kFloat32) {
-    direct = direct_float32(s, pass);
-  } else if (s.dtype == DType::kBFloat16) {
-    direct = direct_bfloat16(s, pass);
-  } else {
-    // torch has no oneDNN path for float64, and none for float16 without AVX512-FP16. Its GEMM wins the
-    // weight gradient of many channels on small planes.
-    const Traits t = traits_of(s);
-    direct = s.dtype == DType::kFloat16 || pass != Conv2dPass::kGradWeight || t.group_channels < 256 ||
-             t.pixels > 196;
+bool direct_wins(const Conv2dShape& s, Conv2dPass pass) {
+  if (s.dtype == DType::kFloat32) return direct_float32(s, pass);
+  if (s.dtype == DType::kBFloat16) return direct_bfloat16(s, pass);
+  // torch has no oneDNN path for float64, and none for float16 without AVX512-FP16. Its GEMM wins the
+  // weight gradient of many channels on small planes.
+  const Traits t = traits_of(s);
+  return s.dtype == DType::kFloat16 || pass != Conv2dPass::kGradWeight || t.group_channels < 256 ||
+         t.pixels > 196;
+}
+
+// ---- The table ----
+
+bool always(const Conv2dShape&, Conv2dPass) { return true; }
+bool on_cpu(const Conv2dShape& s, Conv2dPass) { return !s.cuda; }
+
+// The first row that computes the pass of a shape and wins there is taken.
+struct Row {
+  Conv2dAlgorithm algorithm;
+  const char* name;
+  bool (*computes)(const Conv2dShape& shape, Conv2dPass pass);  // the kernels can do it
+  bool (*wins)(const Conv2dShape& shape, Conv2dPass pass);      // and measured faster than the rows below
+};
+
+constexpr Row kTable[] = {
+    {Conv2dAlgorithm::kDirect, "direct", on_cpu, direct_wins},
+    {Conv2dAlgorithm::kAten, "aten", always, always},
+};
+
+Conv2dAlgorithm from_table(const Conv2dShape& shape, Conv2dPass pass) {
+  for (const Row& row : kTable) {
+    if (row.computes(shape, pass) && row.wins(shape, pass)) return row.algorithm;
   }
-  return direct ? Conv2dAlgorithm::kDirect : Conv2dAlgorithm::kAten;
+  return Conv2dAlgorithm::kAten;
 }
 
 }  // namespace
@@ -79,13 +98,25 @@ Conv2dAlgorithm from_table(const Conv2dShape& s, Conv2dPass pass) {
 Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
                                         std::string_view requested) {
   if (requested == "auto") return from_table(shape, pass);
-  if (requested == "direct") return Conv2dAlgorithm::kDirect;
-  if (requested == "aten") return Conv2dAlgorithm::kAten;
-  TORCH_CHECK_VALUE(false, "algorithm must be one of 'auto', 'direct', 'aten', but got '", requested, "'");
+  for (const Row& row : kTable) {
+    if (requested == row.name) return row.computes(shape, pass) ? row.algorithm : from_table(shape, pass);
+  }
+  std::string names = "'auto'";
+  for (const Row& row : kTable) names += std::string(", '") + row.name + "'";
+  TORCH_CHECK_VALUE(false, "algorithm must be one of ", names, ", but got '", requested, "'");
 }
 
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm) {
-  return algorithm == Conv2dAlgorithm::kDirect ? "direct" : "aten";
+  for (const Row& row : kTable) {
+    if (row.algorithm == algorithm) return row.name;
+  }
+  return "aten";
+}
+
+std::vector<std::string> conv2d_algorithm_names() {
+  std::vector<std::string> names;
+  for (const Row& row : kTable) names.emplace_back(row.name);
+  return names;
 }
 
 }  // namespace d2lfast::ops

@@ -2,7 +2,9 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "../kernels/dtype.h"
 
@@ -29,10 +31,14 @@ struct Conv2dShape {
   }
 };
 
-// "auto" asks the table; a name forces that algorithm for all passes. Raises ValueError for another name.
+// "auto" asks the table. A name forces that algorithm where it can compute the pass and asks the table
+// elsewhere. Raises ValueError for any other name.
 Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
                                         std::string_view requested);
 
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm);
+
+// The names in the table's order.
+std::vector<std::string> conv2d_algorithm_names();
 
 }  // namespace d2lfast::ops

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "../../kernels/activation.h"
+#include "../conv2d_algorithm.h"
+
+namespace d2lfast::ops {
+
+// The passes of the algorithms of our own. Tensors are batched [N,C,H,W], of any strides, and agree with
+// `shape`. A pass returns false where it has computed nothing that may be used; `aten` does it then.
+
+struct Conv2dForward {
+  const Conv2dShape& shape;
+  const at::Tensor &input, &weight;
+  const at::Tensor* bias;  // or null
+  Activation activation;
+  at::Tensor& output;  // allocated, contiguous or channels_last
+};
+
+struct Conv2dBackward {
+  const Conv2dShape& shape;
+  const at::Tensor &grad_output, &input, &weight;
+  const at::Tensor* output;  // of the forward pass, null without an activation
+  Activation activation;
+};
+
+struct Conv2dPasses {
+  bool (*forward)(const Conv2dForward& pass);
+  // `grad_input`: allocated, contiguous or channels_last.
+  bool (*grad_input)(const Conv2dBackward& pass, at::Tensor& grad_input);
+  // Null: not wanted. To be allocated like the weight and [O].
+  bool (*grad_weight)(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+};
+
+bool direct_forward(const Conv2dForward& pass);
+bool direct_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
+bool direct_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+
+}  // namespace d2lfast::ops

@@ -1,10 +1,11 @@
-"""LeNet (book, 7.6) and LeNet with batch normalisation (book, 8.5)."""
+"""LeNet (LeCun et al., 1998; book, 7.6) and LeNet with batch normalisation (book, 8.5)."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
 import d2lfast.nn
+from d2lfast.models.fusion import conv_act, norm_act
 
 
 class LeNet(nn.Module):
@@ -21,11 +22,9 @@ class LeNet(nn.Module):
     def __init__(self, num_classes: int = 10, in_channels: int = 1, *, layers: Any = d2lfast.nn) -> None:
         super().__init__()
         self.net = layers.Sequential(
-            layers.Conv2d(in_channels, 6, kernel_size=5, padding=2),
-            layers.Sigmoid(),
+            *conv_act(layers, in_channels, 6, 5, padding=2, activation="sigmoid"),
             layers.AvgPool2d(kernel_size=2, stride=2),
-            layers.Conv2d(6, 16, kernel_size=5),
-            layers.Sigmoid(),
+            *conv_act(layers, 6, 16, 5, activation="sigmoid"),
             layers.AvgPool2d(kernel_size=2, stride=2),
             layers.Flatten(),
             layers.Linear(16 * 5 * 5, 120),
@@ -51,12 +50,10 @@ class BNLeNet(nn.Module):
         super().__init__()
         self.net = layers.Sequential(
             layers.Conv2d(in_channels, 6, kernel_size=5),
-            layers.BatchNorm2d(6),
-            layers.Sigmoid(),
+            *norm_act(layers, 6, activation="sigmoid"),
             layers.AvgPool2d(kernel_size=2, stride=2),
             layers.Conv2d(6, 16, kernel_size=5),
-            layers.BatchNorm2d(16),
-            layers.Sigmoid(),
+            *norm_act(layers, 16, activation="sigmoid"),
             layers.AvgPool2d(kernel_size=2, stride=2),
             layers.Flatten(),
             layers.Linear(16 * 4 * 4, 120),

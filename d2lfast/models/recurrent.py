@@ -1,0 +1,76 @@
+"""Recurrent layers under the book's names (9.6, 10.1 to 10.4): time first, the state optional."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+import d2lfast.nn
+
+State = Tensor | tuple[Tensor, Tensor]
+
+
+class _Recurrent(nn.Module):
+    """Holds a layer of `layers` as `rnn`; `num_hiddens` is the size of its output."""
+
+    rnn: Any
+    num_hiddens: int
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Return the outputs [T, N, num_hiddens] and the last state for inputs [T, N, num_inputs]."""
+        return self.rnn(inputs, state)
+
+
+class RNN(_Recurrent):
+    """One recurrent layer with tanh.
+
+    Args:
+        num_inputs, num_hiddens: sizes of an input and of the state.
+        layers: namespace that the layer is taken from, `d2lfast.nn` or `torch.nn`.
+    """
+
+    def __init__(self, num_inputs: int, num_hiddens: int, *, layers: Any = d2lfast.nn) -> None:
+        super().__init__()
+        self.num_hiddens = num_hiddens
+        self.rnn = layers.RNN(num_inputs, num_hiddens)
+
+
+class LSTM(_Recurrent):
+    """One LSTM layer (Hochreiter and Schmidhuber, 1997); its state is a pair. Arguments as for `RNN`."""
+
+    def __init__(self, num_inputs: int, num_hiddens: int, *, layers: Any = d2lfast.nn) -> None:
+        super().__init__()
+        self.num_hiddens = num_hiddens
+        self.rnn = layers.LSTM(num_inputs, num_hiddens)
+
+
+class GRU(_Recurrent):
+    """Stacked GRU layers (Cho et al., 2014).
+
+    Args:
+        num_inputs, num_hiddens: sizes of an input and of the state.
+        num_layers: how many.
+        dropout: probability of dropping an output between layers.
+        layers: namespace that the layer is taken from, `d2lfast.nn` or `torch.nn`.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_hiddens: int,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        *,
+        layers: Any = d2lfast.nn,
+    ) -> None:
+        super().__init__()
+        self.num_hiddens = num_hiddens
+        self.rnn = layers.GRU(num_inputs, num_hiddens, num_layers, dropout=dropout)
+
+
+class BiGRU(_Recurrent):
+    """One GRU layer in both directions; outputs are twice as wide as the state. Arguments as for `RNN`."""
+
+    def __init__(self, num_inputs: int, num_hiddens: int, *, layers: Any = d2lfast.nn) -> None:
+        super().__init__()
+        self.num_hiddens = 2 * num_hiddens
+        self.rnn = layers.GRU(num_inputs, num_hiddens, bidirectional=True)

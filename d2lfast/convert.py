@@ -3,12 +3,14 @@
 A layer is swapped if its class is exactly one of `torch.nn`'s that `d2lfast.nn` replaces. Subclasses are left
 alone, because their `forward` may do something else; so are modules whose class a parametrization has
 changed, and wrappers that hold compiled, scripted or replicated code (convert first, wrap afterwards).
-`report` says which layers were swapped, and why others were not.
+A Sequential becomes `d2lfast.nn.Sequential`, which runs a convolution or batch norm and the activation behind
+it as one operator. `report` says which layers were swapped or fused, and why others were not.
 """
 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -16,6 +18,8 @@ from torch.nn.utils import parametrize
 
 import d2lfast.nn
 from d2lfast._clone import clone_modules
+from d2lfast.nn import unfused
+from d2lfast.nn.container import candidates, why_not_fused
 
 __all__ = ["Report", "Row", "convert", "report", "revert"]
 
@@ -39,24 +43,31 @@ LAYERS = (
 )
 
 
-def _twins() -> dict[type[nn.Module], type[nn.Module]]:
+FUSED = ("BatchNormAct2d", "Conv2dAct", "ConvNormAct")
+
+
+def _twins(fuse: bool = True) -> dict[type[nn.Module], type[nn.Module]]:
     pairs = {getattr(nn, name): getattr(d2lfast.nn, name) for name in LAYERS}
+    pairs |= {getattr(unfused, name): getattr(d2lfast.nn, name) for name in FUSED}
+    if fuse:
+        pairs[nn.Sequential] = d2lfast.nn.Sequential
     return {native: ours for native, ours in pairs.items() if native is not ours}
 
 
-def convert(module: nn.Module, inplace: bool = False) -> nn.Module:
+def convert(module: nn.Module, inplace: bool = False, fuse: bool = True) -> nn.Module:
     """Return `module` with its layers swapped for the faster ones of `d2lfast.nn`.
 
     Args:
         module: any model, or a single layer.
         inplace: swap within `module` and return it. Otherwise a new tree of modules is returned and `module`
             is left as it was; the two share their parameters and buffers, so that training one trains both.
+        fuse: run activations within a Sequential together with the layer before them.
 
     `state_dict` keys, hooks, training flags, devices, dtypes, `requires_grad` and additional attributes stay;
     a layer that is used at several places stays one layer. ScriptModules, compiled modules and DataParallel
     wrappers are left alone and shared: convert the model inside before wrapping it.
     """
-    return _swap(module, _twins(), inplace)
+    return _swap(module, _twins(fuse), inplace)
 
 
 def revert(module: nn.Module, inplace: bool = False) -> nn.Module:
@@ -104,7 +115,10 @@ def _wrapper(module: nn.Module) -> str | None:
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its path in the model, its type, `"swapped"` or `"native"`, and why the latter."""
+    """One layer: its path in the model, its type, `"swapped"`, `"fused"` or `"native"`, and why the last.
+
+    A fused layer runs in the operator of the layer before it.
+    """
 
     path: str
     type: str
@@ -130,6 +144,11 @@ class Report:
         return tuple(row for row in self.rows if row.status == "swapped")
 
     @property
+    def fused(self) -> tuple[Row, ...]:
+        """The rows of activations that run in the operator of the layer before them."""
+        return tuple(row for row in self.rows if row.status == "fused")
+
+    @property
     def native(self) -> tuple[Row, ...]:
         """The rows of layers that run on torch's own operators."""
         return tuple(row for row in self.rows if row.status == "native")
@@ -142,7 +161,8 @@ class Report:
             "  ".join([*(text.ljust(width) for text, width in zip(line, widths)), line[3]]).rstrip()
             for line in cells
         ]
-        return "\n".join([*lines, f"{len(self.swapped)} swapped, {len(self.native)} native"])
+        fused = f"{len(self.fused)} fused, " if self.fused else ""
+        return "\n".join([*lines, f"{len(self.swapped)} swapped, {fused}{len(self.native)} native"])
 
 
 def report(module: nn.Module) -> Report:
@@ -152,17 +172,47 @@ def report(module: nn.Module) -> Report:
     """
     twins = _twins()
     rows = []
+    fusions = _fusions(module, twins)
     for path, layer in _walk(module):
-        row = _row(path, layer, twins)
+        row = fusions.get(path) or _row(path, layer, twins)
         if row is not None:
             rows.append(row)
     return Report(tuple(rows))
+
+
+def _fusions(module: nn.Module, twins: dict[type[nn.Module], type[nn.Module]]) -> dict[str, Row]:
+    """Rows of the activations that stand behind a layer in a Sequential, by their paths."""
+    rows = {}
+    for path, parent in _walk(module):
+        if type(parent) not in (nn.Sequential, d2lfast.nn.Sequential):
+            continue
+        # Not named_children, which leaves out repetitions.
+        children = [
+            (f"{path}.{name}" if path else name, child)
+            for name, child in parent._modules.items()
+            if child is not None
+        ]
+        for (before, layer), (own, activation) in pairwise(children):
+            if not candidates(layer, activation):
+                continue
+            kind = _type_name(type(activation))
+            reason = why_not_fused(layer, activation)
+            converted = type(parent) is d2lfast.nn.Sequential and type(layer) in twins.values()
+            if reason is not None:
+                rows[own] = Row(own, kind, "native", f"not fused: {reason}")
+            elif converted and "forward" not in vars(parent):
+                rows[own] = Row(own, kind, "fused", f"runs in {before}")
+            else:
+                rows[own] = Row(own, kind, "native", "convert() would fuse it")
+    return rows
 
 
 def _row(path: str, layer: nn.Module, twins: dict[type[nn.Module], type[nn.Module]]) -> Row | None:
     kind = type(layer)
     name = _type_name(kind)
     ours = tuple(twins.values())
+    if isinstance(layer, (nn.Sequential, unfused.ConvNormAct)) and layer._modules:
+        return None
     if kind in ours:
         if "forward" in vars(layer):
             return Row(path, name, "native", "its forward was replaced on the instance")

@@ -7,16 +7,20 @@ from typing import Any
 
 import torch.nn as _native
 
-from d2lfast.nn import batchnorm, conv, functional, pooling, recurrent
+from d2lfast.nn import batchnorm, container, conv, functional, fused, pooling, recurrent
 from d2lfast.nn.batchnorm import *  # noqa: F403
+from d2lfast.nn.container import *  # noqa: F403
 from d2lfast.nn.conv import *  # noqa: F403
+from d2lfast.nn.fused import *  # noqa: F403
 from d2lfast.nn.pooling import *  # noqa: F403
 from d2lfast.nn.recurrent import *  # noqa: F403
 
 __all__ = [
     "functional",
     *batchnorm.__all__,
+    *container.__all__,
     *conv.__all__,
+    *fused.__all__,
     *pooling.__all__,
     *recurrent.__all__,
 ]

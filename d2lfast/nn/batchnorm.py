@@ -9,7 +9,10 @@ from d2lfast.nn import functional as F
 __all__ = ["BatchNorm1d", "BatchNorm2d", "LazyBatchNorm1d", "LazyBatchNorm2d"]
 
 
-def _forward(self: _BatchNorm, input: Tensor) -> Tensor:
+def normalize(
+    self: _BatchNorm, input: Tensor, activation: str = "none", residual: Tensor | None = None
+) -> Tensor:
+    """The forward of a batch norm layer, with what follows it: `activation(batch_norm(input) + residual)`."""
     self._check_input_dim(input)
     factor = 0.0 if self.momentum is None else self.momentum
     if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -18,7 +21,7 @@ def _forward(self: _BatchNorm, input: Tensor) -> Tensor:
             # A cumulative average.
             factor = 1.0 / float(self.num_batches_tracked)
     tracks = not self.training or self.track_running_stats
-    return F.batch_norm(
+    arguments = (
         input,
         self.running_mean if tracks else None,
         self.running_var if tracks else None,
@@ -28,6 +31,13 @@ def _forward(self: _BatchNorm, input: Tensor) -> Tensor:
         factor,
         self.eps,
     )
+    if activation == "none" and residual is None:
+        return F.batch_norm(*arguments)
+    return F.batch_norm_act(*arguments, activation, residual)
+
+
+def _forward(self: _BatchNorm, input: Tensor) -> Tensor:
+    return normalize(self, input)
 
 
 class BatchNorm1d(torch.nn.BatchNorm1d):

@@ -9,6 +9,17 @@ from d2lfast.nn import functional as F
 __all__ = ["Conv2d", "LazyConv2d"]
 
 
+def convolve(
+    self: torch.nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    """The forward of a convolution layer, with the activation that follows it."""
+    padding: int | tuple[int, ...] | str = self.padding
+    if self.padding_mode != "zeros":
+        input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        padding = 0
+    return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation)
+
+
 class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d` on d2lfast's kernels: same constructor, parameters, `state_dict` and errors.
 
@@ -16,10 +27,7 @@ class Conv2d(torch.nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            return F.conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
-        return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return convolve(self, input, weight, bias)
 
 
 class LazyConv2d(torch.nn.LazyConv2d):

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import d2lfast
 from d2lfast import convert, report, revert
 from d2lfast.convert import LAYERS, Row
+from d2lfast.nn import unfused
 
 IMAGE = (2, 4, 9, 8)
 MAKERS = {
@@ -449,14 +450,115 @@ def test_report():
     assert rows["head"].reason == "d2lfast has no layer for it"
     after = report(convert(model))
     assert [row.path for row in after.swapped] == ["features.0", "features.1", "features.3"]
-    assert [row.path for row in after.native] == ["features.2", "head"]
+    assert [row.path for row in after.native] == ["head"]
+    assert after.fused == (Row("features.2", "torch.nn.ReLU", "fused", "runs in features.1"),)
     assert after.swapped[0].type == "d2lfast.nn.Conv2d"
     assert len(after) == 5
     lines = str(after).splitlines()
     assert lines[0].split() == ["layer", "type", "status", "reason"]
     assert lines[1].split() == ["features.0", "d2lfast.nn.Conv2d", "swapped"]
-    assert lines[-1] == "3 swapped, 2 native"
+    assert lines[-1] == "3 swapped, 1 fused, 1 native"
     assert pickle.loads(pickle.dumps(after)) == after
+
+
+class TestFusion:
+    def net(self):
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Tanh())
+
+    def reasons(self, model):
+        return {row.path: (row.status, row.reason) for row in report(model) if "Conv" not in row.type}
+
+    @INPLACE
+    def test_activations_join_and_part(self, inplace):
+        model = self.net()
+        keys, layers = list(model.state_dict()), list(model)
+        assert report(model).rows[2].reason == "convert() would fuse it"
+        new = convert(model, inplace)
+        assert [row.path for row in report(new).fused] == ["2", "4"]
+        assert list(new.state_dict()) == keys
+        assert [type(layer).__name__ for layer in new] == [type(layer).__name__ for layer in layers]
+        back = revert(new, inplace)
+        assert type(back) is nn.Sequential
+        for training in (True, False):
+            results = [copy.deepcopy(m.train(training))(batch()) for m in (new, revert(new))]
+            torch.testing.assert_close(*results)
+
+    @INPLACE
+    def test_opting_out(self, inplace):
+        new = convert(self.net(), inplace, fuse=False)
+        assert type(new) is nn.Sequential
+        assert not report(new).fused
+        assert len(report(new).swapped) == 3
+
+    def test_one_activation_at_several_places(self):
+        relu = nn.ReLU()
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), relu, nn.Conv2d(2, 2, 3), relu, nn.MaxPool2d(2), relu)
+        new = convert(model)
+        assert new[1] is new[3] is new[5]
+        assert [row.path for row in report(new).fused] == ["1", "3"]
+        torch.testing.assert_close(new(batch()), model(batch()))
+
+    def test_what_is_not_fused_and_why(self):
+        class Doubled(nn.Conv2d):
+            def forward(self, x):
+                return super().forward(x) * 2
+
+        model = nn.Sequential(
+            nn.Conv2d(1, 2, 3),
+            nn.ReLU(),
+            Doubled(2, 2, 1),
+            nn.ReLU(),
+            nn.LazyConv2d(3, 1),
+            nn.ReLU(),
+            nn.GELU(),
+        )
+        model[1].register_forward_hook(lambda *args: None)
+        new = convert(model)
+        reasons = {row.path: row.reason for row in report(new)}
+        assert "hooks" in reasons["1"]
+        assert "a subclass" in reasons["3"]
+        assert "first batch" in reasons["5"]
+        assert "no layer" in reasons["6"]
+        assert not report(new).fused
+        torch.testing.assert_close(new(batch()), model(batch()))
+        assert [row.path for row in report(new).fused] == ["5"]
+
+    def test_a_subclass_of_sequential_is_left_alone(self):
+        class Reversed(nn.Sequential):
+            def forward(self, x):
+                for layer in reversed(self):
+                    x = layer(x)
+                return x
+
+        model = Reversed(nn.ReLU(), nn.Conv2d(1, 2, 3))
+        new = convert(model)
+        assert type(new) is Reversed
+        torch.testing.assert_close(new(batch()), model(batch()))
+
+    def test_layers_that_are_taken_one_by_one(self):
+        class Taps(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+
+            def forward(self, x):
+                before = self.net[1](self.net[0](x))
+                return before, self.net(x), self.net[:2](x)
+
+        model = Taps().eval()
+        for ours_, native in zip(convert(model)(batch()), model(batch()), strict=True):
+            torch.testing.assert_close(ours_, native)
+
+    @INPLACE
+    def test_unfused_twins(self, inplace):
+        model = nn.Sequential(unfused.ConvNormAct(1, 3, 3), unfused.Conv2dAct(3, 2, 1))
+        expected = model.eval()(batch())
+        new = convert(model, inplace)
+        assert [type(m) for m in new] == [d2lfast.nn.ConvNormAct, d2lfast.nn.Conv2dAct]
+        assert type(new[0].bn) is d2lfast.nn.BatchNormAct2d
+        assert [row.status for row in report(new)] == ["swapped"] * 3
+        torch.testing.assert_close(new(batch()), expected)
+        assert type(revert(new, inplace)[0].bn) is unfused.BatchNormAct2d
 
 
 def test_report_of_a_subclass_of_ours():

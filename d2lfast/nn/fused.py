@@ -1,0 +1,47 @@
+"""Layers that end in an activation, applied while their output is still in registers (timm's names)."""
+
+from torch import Tensor
+
+from d2lfast._support import supported
+from d2lfast.nn import unfused
+from d2lfast.nn.batchnorm import normalize
+from d2lfast.nn.conv import Conv2d, convolve
+
+__all__ = ["BatchNormAct2d", "Conv2dAct", "ConvNormAct"]
+
+
+class BatchNormAct2d(unfused.BatchNormAct2d):
+    """`act(batch_norm(x) + residual)` in one sweep; arguments and errors of `unfused.BatchNormAct2d`.
+
+    Shapes: x and residual [N,C,H,W], result [N,C,H,W].
+    """
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalise [N,C,H,W], add the residual and activate, in one sweep where the kernels can."""
+        if supported(input) and (
+            residual is None or (residual.dtype == input.dtype and residual.shape == input.shape)
+        ):
+            return normalize(self, input, self.activation, residual)
+        # A residual that is promoted or broadcast, or tensors without kernels.
+        output = normalize(self, input)
+        return unfused.activate(output if residual is None else output + residual, self.activation)
+
+
+class Conv2dAct(unfused.Conv2dAct):
+    """`act(conv2d(x))`: the arguments of `torch.nn.Conv2d`, and `act_layer` as for `BatchNormAct2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve [N,C,H,W] or [C,H,W] and activate."""
+        if supported(input) and supported(self.weight):
+            return convolve(self, input, self.weight, self.bias, self.activation)
+        return unfused.activate(convolve(self, input, self.weight, self.bias), self.activation)
+
+
+class ConvNormAct(unfused.ConvNormAct):
+    """`act(batch_norm(conv2d(x)) + residual)`; arguments of `unfused.ConvNormAct`, children `conv` and `bn`.
+
+    Shapes: [N,C,H,W] to [N,O,H',W'], the shape of the residual.
+    """
+
+    _conv = Conv2d
+    _norm = BatchNormAct2d

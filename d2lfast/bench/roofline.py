@@ -46,15 +46,26 @@ def _matmul_rate(dtype: torch.dtype, size: int) -> float:
     return 2 * size**3 / _fastest(lambda: torch.mm(a, b, out=result), _REPEATS)
 
 
+def _convolution_rate(dtype: torch.dtype) -> float:
+    image = torch.randn(16, 256, 14, 14, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight = torch.ones(256, 256, 3, 3, dtype=dtype)
+    flops = 2 * 256 * 9 * image.numel()
+    return flops / _fastest(lambda: torch.nn.functional.conv2d(image, weight, padding=1), _REPEATS)
+
+
 def _peak(dtype: torch.dtype) -> float:
     # Where the processor has no arithmetic of a 16-bit type, its large product takes seconds.
     wide = torch.promote_types(dtype, torch.float32)
     fast = dtype == wide or _matmul_rate(dtype, _TRIAL) > _matmul_rate(wide, _TRIAL)
-    return _matmul_rate(dtype if fast else wide, _MATRIX)
+    chosen = dtype if fast else wide
+    # On some processors torch's matrix product uses half of the vector width and oneDNN's convolution all.
+    return max(_matmul_rate(chosen, _MATRIX), _convolution_rate(chosen))
 
 
 def measure_roofline(dtype: torch.dtype = torch.float32) -> Roofline:
-    """Measure peak (a 2048³ matrix product through torch) and bandwidth (`copy_` of 256 MiB), best of 16.
+    """Measure peak and bandwidth (`copy_` of 256 MiB), best of 16.
+
+    The peak is the better of a 2048³ matrix product and a dense 3x3 convolution of 256 channels, by torch.
 
     The results are cached for the process and the number of threads. The peak of 16-bit types is that of
     float32, in which they are accumulated, or their own where it is higher.

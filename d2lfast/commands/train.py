@@ -1,98 +1,128 @@
 """`d2lfast train`: trains one of the book's networks, alone or against its native twin."""
 
 import importlib.util
-from enum import Enum
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from d2lfast import models
+import d2lfast.nn
 from d2lfast._extension import build_info
-from d2lfast.commands.console import console, fail
-from d2lfast.data import Images, default_images
-from d2lfast.training import RECIPES, Comparison, Epoch, Run, train, twins
-
-_ROWS = 10
-
-
-class Network(str, Enum):
-    """The networks that can be trained."""
-
-    lenet = "lenet"
-    bn_lenet = "bn-lenet"
-
-
-_BUILDERS = {Network.lenet: models.lenet, Network.bn_lenet: models.bn_lenet}
+from d2lfast.commands import after_training, train_report
+from d2lfast.commands.console import console, fail, say
+from d2lfast.commands.options import network_and_sizes
+from d2lfast.models import registry
+from d2lfast.training import ProgressBar, Trainer, distributed, train, trainer_of, twins
+from d2lfast.training.workload import Workload, workload
 
 
 def command(
-    network: Annotated[Network, typer.Argument(help="The network.")],
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: by the size of the data set.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the network's.")] = None,
-    lr: Annotated[float | None, typer.Option(min=0.0, help="Learning rate. Default: the network's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the images.")] = 0,
+    network: Annotated[str, typer.Argument(help="The network; `d2lfast train list` names them.")],
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the book's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the book's.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="Learning rate. Default: the book's.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data. Default: D2LFAST_DATA.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the examples.")] = 0,
     compare: Annotated[bool, typer.Option("--compare", help="Train torch.nn's twin too, in turn.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the picture of the curves.")] = Path("."),
+    out: Annotated[Path, typer.Option(help="Folder for model, log and picture of the curves.")] = Path("."),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the model in --out.")] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="Train in bfloat16 where that is safe.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Layout of the images.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: torch's choice.")] = None,
     device: Annotated[str | None, typer.Option(help="Default: cuda if built in and present.")] = None,
+    cell: Annotated[str | None, typer.Option(help="rnn-lm: rnn, gru or lstm.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="rnn-lm, names: recurrent layers.")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="rnn-lm, names: size of the state.")] = None,
+    prefix: Annotated[str, typer.Option(help="Language models: the text to continue.")] = "it has",
+    bidirectional: Annotated[bool, typer.Option("--bidirectional", help="names: both directions.")] = False,
+    predict: Annotated[list[str] | None, typer.Option(help="names: guess the language of NAME.")] = None,
 ) -> None:
-    """Train a network on Fashion-MNIST with d2lfast's layers, and say how fast it was.
+    """Train a network with d2lfast's layers, and say how fast it was.
 
-    The images come from the folder named by D2LFAST_DATA, else from a download, else, offline, from
-    scikit-learn's handwritten digits.
+    Images come from the folder named by D2LFAST_DATA, else from a download, else, offline, from
+    scikit-learn's handwritten digits; texts likewise, offline from Python's own manual. Under torchrun every
+    process trains on its part of each batch.
     """
+    if network == "list":
+        say("\n".join(sorted({*registry.NETWORKS, "rnn-lm"})))
+        return
     if importlib.util.find_spec("matplotlib") is None:
         fail("Drawing the curves needs matplotlib: pip install 'd2lfast[plot]'")
     if threads is not None:
         torch.set_num_threads(threads)
-    recipe = RECIPES[network.value]
-    images = _images()
-    batch_size = batch_size or recipe.batch_size
-    lr = recipe.learning_rate if lr is None else lr
-    epochs = epochs or recipe.epochs_for(len(images.train_labels), batch_size)
-    where = _device(device)
-    runs = twins(_BUILDERS[network], images, batch_size=batch_size, learning_rate=lr, seed=seed, device=where)
-    ours, native = runs
-    parameters = sum(parameter.numel() for parameter in ours.model.parameters())
-    _say(f"Data: {images}.")
-    _say(
-        f"Network: {network.value}, {parameters:,} parameters, Xavier initialisation, seed {seed}; "
-        f"on {where}, {torch.get_num_threads()} threads."
-    )
-    _say(
-        f"Training: {epochs} epochs of {len(ours.training_batches)} batches of {batch_size}, SGD with "
-        f"learning rate {lr:g}{'; d2lfast and torch take turns, epoch by epoch' if compare else ''}."
-    )
-    trained = list(runs) if compare else [ours]
-    _train(trained, epochs)
-    console.print(_curves(trained))
-    if compare:
-        _say_comparison(Comparison(ours, native))
-    else:
-        _say(f"Training speed: {ours.examples_per_second:,.0f} examples/s (median of the epochs).")
+    for name in predict or []:
+        _checked_name(name)
+    with distributed.processes(device) as own:
+        console.quiet = distributed.rank() != 0
+        if own is not None and compare:
+            fail("--compare trains in one process; start it without torchrun")
+        where = own or _device(device)
+        work = _workload(network, data, batch_size, lr, epochs, cell, layers, hidden, bidirectional)
+        out_name = work.name
+        options: dict[str, Any] = {
+            "max_epochs": work.epochs,
+            "seed": seed,
+            "device": where,
+            "amp": amp,
+            "channels_last": channels_last,
+            "gradient_clip_val": work.network.clip,
+            "checkpoint": out / f"{out_name}.pt",
+            "resume": resume,
+            "log": out / f"{out_name}.csv",
+            "facts": work.saved_facts,
+        }
+        bar = ProgressBar(console)
+        try:
+            if compare:
+                trainers = list(twins(work.module, work.data, progress=bar, **options))
+            else:
+                trainers = [
+                    trainer_of(work.module, d2lfast.nn, work.data, progress=bar, name="d2lfast", **options)
+                ]
+        except (ValueError, OSError) as error:
+            fail(str(error))
+        ours = trainers[0]
+        train_report.introduce(work, ours, compare)
+        _train(trainers, bar)
+        if not ours.history:
+            fail("Training was stopped before the first epoch ended.")
+        console.print(train_report.curves(trainers, work))
+        train_report.conclude(trainers, work)
+        if distributed.rank() == 0:
+            _save_curves(trainers, out / f"{out_name}.png", f"{out_name} on {work.source.split(':')[0]}")
+            say(f"Model: {out / f'{out_name}.pt'}")
+            after_training.run(trainers, work, out, prefix=prefix, names=predict or [])
+        console.quiet = False
 
-    from d2lfast.training.plot import save_curves
 
-    path = out / f"{network.value}.png"
+def _workload(
+    name: str,
+    folder: Path | None,
+    batch_size: int | None,
+    lr: float | None,
+    epochs: int | None,
+    cell: str | None,
+    layers: int | None,
+    hidden: int | None,
+    bidirectional: bool,
+) -> Workload:
+    name, sizes, label = network_and_sizes(name, cell, layers, hidden, bidirectional)
     try:
-        save_curves(trained, path, f"{network.value} on {images.name}")
-    except OSError as error:
-        fail(f"The curves could not be saved: {error}")
-    _say(f"Curves: {path}")
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
-
-
-def _images() -> Images:
-    try:
-        return default_images()
+        return workload(
+            name, folder=folder, batch_size=batch_size, lr=lr, epochs=epochs, sizes=sizes, label=label
+        )
     except (OSError, ValueError, ModuleNotFoundError) as error:
+        fail(str(error))
+
+
+def _checked_name(name: str) -> None:
+    from d2lfast.data.names import ascii_name
+
+    try:
+        ascii_name(name)
+    except ValueError as error:
         fail(str(error))
 
 
@@ -105,53 +135,29 @@ def _device(name: str | None) -> torch.device:
         fail(f"The device {name} cannot be used: {error}")
 
 
-def _train(runs: list[Run], epochs: int) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[news]}"),
-    )
-    # Refreshed between epochs only: a thread that draws would take time from what is measured.
-    with Progress(*columns, console=console, auto_refresh=False) as progress:
-        task = progress.add_task("training", total=epochs * len(runs), news="")
-
-        def show(run: Run, epoch: Epoch) -> None:
-            news = f"{run.name}: loss {epoch.loss:.3f}, validation accuracy {epoch.validation_accuracy:.3f}"
-            progress.update(task, advance=1, news=news, refresh=True)
-
-        train(runs, epochs, show)
+def _train(trainers: list[Trainer], bar: ProgressBar) -> None:
+    left = sum(max(0, each.max_epochs - each.epoch) for each in trainers)
+    bar.expect(left * trainers[0].num_train_batches, left)
+    with bar:
+        try:
+            train(trainers)
+        except KeyboardInterrupt:
+            bar.stop()
+            done = trainers[0].epoch
+            say(f"Stopped after {done} epochs; the model of the last whole one is kept. --resume goes on.")
+            # Of twins both have as many epochs.
+            shortest = min(len(each.history) for each in trainers)
+            for each in trainers:
+                del each.history[shortest:]
 
 
-def _curves(runs: list[Run]) -> Table:
-    """The history of the runs in at most about `_ROWS` lines, the last epoch always among them."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("epoch", justify="right")
-    for run in runs:
-        for heading in ("loss", "val. loss", "val. accuracy"):
-            table.add_column(f"{run.name}\n{heading}", justify="right", no_wrap=True)
-    count = len(runs[0].history)
-    step = -(-count // _ROWS)
-    for number in sorted({*range(step - 1, count, step), count - 1}):
-        cells = []
-        for run in runs:
-            epoch = run.history[number]
-            cells += [f"{epoch.loss:.4f}", f"{epoch.validation_loss:.4f}", f"{epoch.validation_accuracy:.3f}"]
-        table.add_row(str(number + 1), *cells)
-    return table
+def _save_curves(trainers: list[Trainer], path: Path, title: str) -> None:
+    from d2lfast.training.plot import save_curves
 
-
-def _say_comparison(comparison: Comparison) -> None:
-    runs = (comparison.ours, comparison.native)
-    accuracies = [f"{run.name} {run.history[-1].validation_accuracy:.3f}" for run in runs]
-    speeds = [f"{run.name} {run.examples_per_second:,.0f}" for run in runs]
-    _say(
-        f"Largest difference of the loss curves: {comparison.loss_difference:.1e} in training, "
-        f"{comparison.validation_loss_difference:.1e} in validation."
-    )
-    _say(f"Validation accuracy: {', '.join(accuracies)}.")
-    _say(
-        f"Examples/s in training (median of the epochs): {', '.join(speeds)}; "
-        f"speed-up {comparison.speed_up:.2f}."
-    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            save_curves(trainers, path, title)
+    except OSError as error:
+        fail(f"The curves could not be saved: {error}")
+    say(f"Curves: {path}")

@@ -1,6 +1,6 @@
-"""Batches of tensors that lie in memory."""
+"""Batches of tensors that lie in memory or in a mapped file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ class TensorLoader:
         shuffle: a new random order in every pass.
         generator: source of the orders, on the CPU; two loaders with generators of the same seed go through
             the same orders. Default: torch's own generator.
+        transform: what is done with the first tensor of every batch, for example scaling or augmentation.
 
     Raises:
         ValueError: there are no tensors, their lengths differ, or the batch size is not positive.
@@ -26,6 +27,7 @@ class TensorLoader:
         batch_size: int,
         shuffle: bool = False,
         generator: torch.Generator | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if len({len(tensor) for tensor in tensors}) != 1:
             raise ValueError(f"expected tensors of one length, got {[len(tensor) for tensor in tensors]}")
@@ -35,6 +37,7 @@ class TensorLoader:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.generator = generator
+        self.transform = transform
 
     @property
     def examples(self) -> int:
@@ -45,6 +48,10 @@ class TensorLoader:
         return -(-self.examples // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for first, *others in self._batches():
+            yield (self.transform(first) if self.transform else first, *others)
+
+    def _batches(self) -> Iterator[tuple[Tensor, ...]]:
         if not self.shuffle:
             yield from zip(*(tensor.split(self.batch_size) for tensor in self.tensors))
             return

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2lfast.training.classifier import Run
+from d2lfast._atomic import replacing
+from d2lfast.training.trainer import Trainer
+
+_NAMES = {"acc": "accuracy", "ppl": "perplexity"}
 
 
-def save_curves(runs: Sequence[Run], path: Path, title: str) -> None:
-    """Draw loss and accuracy of `runs` over the epochs, training and validation, to a PNG file.
+def save_curves(trainers: Sequence[Trainer], path: Path, title: str) -> None:
+    """Draw what `trainers` recorded over the epochs, training and validation, to a PNG file.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -19,23 +22,30 @@ def save_curves(runs: Sequence[Run], path: Path, title: str) -> None:
         raise ModuleNotFoundError(
             "Drawing the curves needs matplotlib: pip install 'd2lfast[plot]'", name=error.name
         ) from error
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    keys = list(dict.fromkeys(key for t in trainers for e in t.history for key in e.training)) or ["loss"]
+    figure = Figure(figsize=(5 * len(keys), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False)[0]
     # The later curve covers the earlier where they agree: it is thinner, so that both are seen.
     styles = [("tab:orange", 4.0), ("tab:blue", 1.4)]
-    for number, run in enumerate(reversed(runs)):
-        color, width = styles[(number + 2 - len(runs)) % 2]
-        epochs = range(1, len(run.history) + 1)
-        for axes, name in ((left, "loss"), (right, "accuracy")):
-            training = [getattr(epoch, name) for epoch in run.history]
-            validation = [getattr(epoch, f"validation_{name}") for epoch in run.history]
-            axes.plot(epochs, training, color=color, lw=width, label=f"{run.name}, training")
-            axes.plot(epochs, validation, color=color, lw=width, ls="--", label=f"{run.name}, validation")
-    for axes, name in ((left, "loss"), (right, "accuracy")):
-        axes.set(xlabel="epoch", ylabel=name, ylim=(0, 1) if name == "accuracy" else (0, None))
+    for number, trainer in enumerate(reversed(trainers)):
+        color, width = styles[(number + 2 - len(trainers)) % 2]
+        for axes, key in zip(panels, keys):
+            for part, dashes in (("training", "-"), ("validation", "--")):
+                points = [
+                    (index, getattr(epoch, part)[key])
+                    for index, epoch in enumerate(trainer.history, 1)
+                    if key in getattr(epoch, part)
+                ]
+                if points:
+                    axes.plot(
+                        *zip(*points), color=color, lw=width, ls=dashes, label=f"{trainer.name}, {part}"
+                    )
+    for axes, key in zip(panels, keys):
+        axes.set(xlabel="epoch", ylabel=_NAMES.get(key, key), ylim=(0, 1) if key == "acc" else (0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if axes.lines:
+            axes.legend(fontsize="small")
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -93,7 +93,7 @@ class TestTrain:
         assert result.output.startswith("The device nonsense cannot be used")
 
     @pytest.mark.parametrize(
-        "arguments", [["alexnet"], ["lenet", "--epochs", "0"], ["lenet", "--lr", "-1"], [], ["lenet", "--x"]]
+        "arguments", [["alexnett"], ["lenet", "--epochs", "0"], ["lenet", "--lr", "-1"], [], ["lenet", "--x"]]
     )
     def test_wrong_use(self, data, arguments):
         assert run("train", *arguments).exit_code == 2

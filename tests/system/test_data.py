@@ -216,7 +216,7 @@ class TestDownload:
         with pytest.raises(OSError, match=r"no answer|timed out|too slow"):
             fetch([url], tmp_path / "file", Remote("0" * 32, 1000))
         assert time.monotonic() - start < 5
-        assert list(tmp_path.iterdir()) == []
+        assert {path.name for path in tmp_path.iterdir()} <= {"file.part"}
         for each in (*connections, server):
             each.close()
 

@@ -1,0 +1,1 @@
+"""What trained networks are used for: continuing a text, translating, naming."""

@@ -1,0 +1,208 @@
+"""What `d2lfast train` trains: a network of the registry, its data and the book's settings together."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d2lfast.data import (
+    DataModule,
+    ImageData,
+    MTFraEng,
+    Names,
+    SyntheticRegressionData,
+    TextData,
+    default_images,
+    english_text,
+)
+from d2lfast.models.registry import Network, network
+from d2lfast.models.tasks import Task, masked_cross_entropy
+from d2lfast.training.network import Loss, NetworkModule
+from d2lfast.training.recipe import RECIPES
+
+__all__ = ["Workload", "workload"]
+
+_ACCURACY = {Task.CLASSIFICATION, Task.NAMES}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network with data to train it on.
+
+    Attributes:
+        name: of the network, and of the files it is saved to.
+        network: its entry in the registry.
+        data: the data set.
+        source: the data set in words.
+        batch_size, lr, epochs: of the training.
+        sizes: of the network, where the data decide.
+        facts: what `load_saved` needs besides the parameters; saved with them.
+        loss: of outputs and target.
+        items: tokens per example, for speeds; 1 if examples count.
+    """
+
+    name: str
+    network: Network
+    data: DataModule
+    source: str
+    batch_size: int
+    lr: float
+    epochs: int
+    sizes: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    loss: Loss | None = None
+    items: int = 1
+
+    def module(self, layers: Any) -> NetworkModule:
+        """Return the network, built from `layers`, with its loss and optimizer."""
+        net = self.network.build(layers=layers, **self.sizes)
+        return NetworkModule(
+            net,
+            self.loss or self.network.loss,
+            self.lr,
+            optimizer=self.network.optimizer,
+            weight_decay=self.network.weight_decay,
+            accuracy=self.network.task in _ACCURACY,
+        )
+
+    @property
+    def saved_facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the network."""
+        return {"network": self.network.name, "sizes": self.sizes, **self.facts}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a data set contributes to a workload."""
+
+    data: DataModule
+    source: str
+    examples: int
+    sizes: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    loss: Loss | None = None
+    items: int = 1
+
+
+def workload(
+    name: str,
+    *,
+    folder: str | Path | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    epochs: int | None = None,
+    sizes: dict[str, Any] | None = None,
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    label: str | None = None,
+) -> Workload:
+    """Return the network `name` with its data; what is None is as in the book.
+
+    Args:
+        name: in the registry.
+        folder: of the data, default D2LFAST_DATA.
+        batch_size, lr, epochs: of the training.
+        sizes: of the network.
+        augment: what is done with every training batch of images.
+        label: how the workload is called; default `name`.
+
+    Raises:
+        ValueError: there is no such network, or a file of the data is damaged.
+        OSError: the data are not there and cannot be downloaded.
+    """
+    entry = network(name)
+    batch_size = batch_size or entry.batch_size
+    part = _SOURCES[entry.data](entry, batch_size, folder, augment)
+    recipe = RECIPES.get(name)
+    if recipe is not None:
+        epochs = epochs or recipe.epochs_for(part.examples, batch_size)
+        lr = recipe.learning_rate if lr is None else lr
+    return Workload(
+        name=label or name,
+        network=entry,
+        data=part.data,
+        source=part.source,
+        batch_size=batch_size,
+        lr=entry.lr if lr is None else lr,
+        epochs=epochs or entry.epochs,
+        sizes={**part.sizes, **(sizes or {})},
+        facts=part.facts,
+        loss=part.loss,
+        items=part.items,
+    )
+
+
+def _images(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
+    images = default_images(folder)
+    size = entry.resize or 28
+    data = ImageData(images, batch_size, (size, size), augment)
+    suffix = "" if size == 28 else f", resized to {size}x{size}"
+    facts = {"classes": list(images.classes), "resize": size}
+    return _Part(data, f"{images}{suffix}", len(data.train), {"num_classes": len(images.classes)}, facts)
+
+
+def _time_machine(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
+    text, source = english_text(folder)
+    data = TextData(text, batch_size, entry.shape[0])
+    tokens = data.vocab.idx_to_token
+    source = f"{source}: {len(data.corpus):,} characters of {len(tokens)} kinds"
+    examples = min(data.num_train, len(data.X))
+    return _Part(data, source, examples, {"vocab_size": len(tokens)}, {"vocab": tokens}, items=entry.shape[0])
+
+
+def _names(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
+    data = Names(batch_size, folder)
+    classes = list(data.languages)
+    source = (
+        f"{len(data.names):,} names in {len(classes)} languages, {len(data.train_indices):,} for training"
+    )
+    return _Part(data, source, len(data.train_indices), {"num_classes": len(classes)}, {"classes": classes})
+
+
+def _fra_eng(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
+    data = MTFraEng(batch_size, entry.shape[0], root=folder)
+    padding = data.tgt_vocab["<pad>"]
+    source = (
+        f"{data.num_train:,} English-French sentence pairs, vocabularies of {len(data.src_vocab)} and "
+        f"{len(data.tgt_vocab)} words"
+    )
+
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return masked_cross_entropy(logits, target, padding)
+
+    return _Part(
+        data,
+        source,
+        data.num_train,
+        {"src_vocab_size": len(data.src_vocab), "tgt_vocab_size": len(data.tgt_vocab)},
+        {
+            "src_vocab": data.src_vocab.idx_to_token,
+            "tgt_vocab": data.tgt_vocab.idx_to_token,
+            "num_steps": data.num_steps,
+        },
+        loss,
+        items=data.num_steps,
+    )
+
+
+def _synthetic(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        data = SyntheticRegressionData(torch.tensor([2.0, -3.4]), 4.2, batch_size=batch_size)
+    return _Part(data, "1,000 synthetic examples with w = [2, -3.4], b = 4.2", data.num_train)
+
+
+_SOURCES: dict[str, Callable[..., _Part]] = {
+    "fashion-mnist": _images,
+    "time-machine": _time_machine,
+    "names": _names,
+    "fra-eng": _fra_eng,
+    "synthetic": _synthetic,
+}
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,5 +1,13 @@
+import os
+
 import pytest
 import torch
+
+# The emulated GPU (tests/cuda/emulation): the CUDA operators and kernels take the place of the CPU's.
+if "D2LFAST_EMULATED_CUDA" in os.environ:
+    import d2lfast  # noqa: F401
+
+    torch.ops.load_library(os.environ["D2LFAST_EMULATED_CUDA"])
 
 pytest.register_assert_rewrite("ops.op_tester", "ops.opinfo", "d2lfast.testing")
 

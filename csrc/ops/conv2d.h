@@ -6,11 +6,12 @@
 #include <string_view>
 
 #include "conv2d_algorithm.h"
+#include "visible.h"
 
 namespace d2lfast::ops {
 
 // Checks the arguments of a convolution of a batched input as torch does, and names its shape.
-Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
+D2LFAST_VISIBLE Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../kernels/dtype.h"
+#include "visible.h"
 
 namespace d2lfast::ops {
 
@@ -33,8 +34,8 @@ struct Conv2dShape {
 
 // "auto" asks the table. A name forces that algorithm where it can compute the pass and asks the table
 // elsewhere. Raises ValueError for any other name.
-Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
-                                        std::string_view requested);
+D2LFAST_VISIBLE Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
+                                                        std::string_view requested);
 
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm);
 

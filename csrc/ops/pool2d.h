@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "../kernels/pool2d.h"
+#include "visible.h"
 
 namespace d2lfast::ops {
 
@@ -13,12 +14,12 @@ struct Pool2dShape {
 
 // Checks the arguments of windowed pooling of a batched image [N,C,H,W] as torch does. An empty `stride`
 // means the window's size.
-Pool2dShape check_pool2d(const char* op, const at::Tensor& input, at::IntArrayRef kernel_size,
+D2LFAST_VISIBLE Pool2dShape check_pool2d(const char* op, const at::Tensor& input, at::IntArrayRef kernel_size,
                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                          bool ceil_mode);
 
 // The same from the input's size, for backward operators, whose output size is known.
-Pool2dShape pool2d_shape(const at::Tensor& output, at::IntArrayRef input_size, at::IntArrayRef kernel_size,
+D2LFAST_VISIBLE Pool2dShape pool2d_shape(const at::Tensor& output, at::IntArrayRef input_size, at::IntArrayRef kernel_size,
                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation);
 
 // Bytes of a window position: one, unless the window has more than 256 elements.

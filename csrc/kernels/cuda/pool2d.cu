@@ -2,23 +2,15 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "device.cuh"
 #include "launch.cuh"
 #include "pool2d.h"
 #include "pool2d_element.cuh"
+#include "pool2d_geometry.cuh"
 #include "vector.cuh"
 
 namespace d2lfast::cuda {
 namespace {
-
-template <typename Index>
-__device__ Index first_item() {
-  return static_cast<Index>(blockIdx.x) * kThreads + static_cast<Index>(threadIdx.x);
-}
-
-template <typename Index>
-__device__ Index grid_width() {
-  return static_cast<Index>(gridDim.x) * kThreads;
-}
 
 template <typename Window, int V, bool Planar, typename T, typename P, typename Index>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
@@ -47,12 +39,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 }
 
-// NCHW is one-channel images, N * C of them.
-template <typename Params>
-int64_t images_of(const Params& p) {
-  return p.channels_last ? p.n : p.n * p.c;
-}
-
 template <typename Params>
 PoolGeometry geometry_of(const Params& p) {
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
@@ -72,57 +58,17 @@ PoolGeometry geometry_of(const Params& p) {
           narrow(window.dilation_w)};
 }
 
-// Whether every coordinate, and every sum that the kernels form of coordinates, fits into int32.
-template <typename Params>
-bool coordinates_fit(const Params& p) {
-  const auto& window = p.window;
-  const auto fits = [](int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
-    return std::max({size, kernel, stride, pad, dilation}) <= kMaxIndex32 &&
-           size + 2 * pad + kernel * dilation + stride <= kMaxIndex32;
-  };
-  return fits(p.h, window.kernel_h, window.stride_h, window.pad_h, window.dilation_h) &&
-         fits(p.w, window.kernel_w, window.stride_w, window.pad_w, window.dilation_w) &&
-         window.kernel_h * window.kernel_w <= kMaxIndex32 && p.c <= kMaxIndex32;
-}
-
-template <typename Params>
-bool offsets_fit(const Params& p) {
-  return p.n * p.c * std::max(p.h * p.w, p.oh * p.ow) <= kMaxIndex32;
-}
-
 template <typename Window>
 bool matches(const PoolGeometry& g) {
   return g.kernel_h == Window::kernel && g.kernel_w == Window::kernel && g.stride_h == Window::stride &&
          g.stride_w == Window::stride && g.dilation_h == 1 && g.dilation_w == 1;
 }
 
-bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
-// Types and constants as arguments of a generic lambda.
-template <typename T>
-struct Type {
-  using type = T;
-};
 template <int V, bool Planar>
 struct Access {
   static constexpr int lanes = V;
   static constexpr bool planar = Planar;
 };
-
-template <typename Body>
-cudaError_t with_dtype(DType dtype, Body&& body) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return body(Type<double>{});
-    case DType::kFloat32:
-      return body(Type<float>{});
-    case DType::kBFloat16:
-      return body(Type<BFloat16>{});
-    case DType::kFloat16:
-      return body(Type<Float16>{});
-  }
-  return cudaErrorInvalidValue;
-}
 
 // The variants that are worth their binary: int32 offsets for tensors below 2^31 elements, fixed windows in
 // NCHW, accesses of 16 bytes in channels_last. Everything else takes the general kernel.
@@ -159,9 +105,8 @@ cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
     constexpr int kLanes = decltype(access)::lanes;
     const PoolGeometry g = geometry_of(p);
     const auto items = PoolItems<decltype(offset)>::of(images_of(p), g.channels, p.oh, p.ow, kLanes);
-    max_pool2d<decltype(window), kLanes, decltype(access)::planar>
-        <<<blocks_for(items.count), kThreads, 0, stream>>>(input, output, position, g, items);
-    return cudaGetLastError();
+    return launch(max_pool2d<decltype(window), kLanes, decltype(access)::planar, T, P, decltype(offset)>,
+                  {blocks_for(items.count), kThreads}, stream, input, output, position, g, items);
   });
 }
 
@@ -176,9 +121,9 @@ cudaError_t launch_backward(const MaxPool2dBackwardParams& p, cudaStream_t strea
     constexpr int kLanes = decltype(access)::lanes;
     const PoolGeometry g = geometry_of(p);
     const auto items = PoolItems<decltype(offset)>::of(images_of(p), g.channels, p.h, p.w, kLanes);
-    max_pool2d_backward<decltype(window), kLanes, decltype(access)::planar>
-        <<<blocks_for(items.count), kThreads, 0, stream>>>(grad_output, position, grad_input, g, items);
-    return cudaGetLastError();
+    return launch(
+        max_pool2d_backward<decltype(window), kLanes, decltype(access)::planar, T, P, decltype(offset)>,
+        {blocks_for(items.count), kThreads}, stream, grad_output, position, grad_input, g, items);
   });
 }
 
@@ -186,9 +131,8 @@ template <typename P, typename Index>
 cudaError_t launch_index(const MaxPool2dIndexParams& p, cudaStream_t stream) {
   const PoolGeometry g = geometry_of(p);
   const auto items = PoolItems<Index>::of(images_of(p), g.channels, p.oh, p.ow, 1);
-  max_pool2d_position_to_index<<<blocks_for(items.count), kThreads, 0, stream>>>(
-      static_cast<const P*>(p.position), p.index, g, items);
-  return cudaGetLastError();
+  return launch(max_pool2d_position_to_index<P, Index>, {blocks_for(items.count), kThreads}, stream,
+                static_cast<const P*>(p.position), p.index, g, items);
 }
 
 }  // namespace

@@ -24,4 +24,14 @@ cudaError_t launch_max_pool2d_backward(const MaxPool2dBackwardParams& params, DT
                                        cudaStream_t stream);
 cudaError_t launch_max_pool2d_position_to_index(const MaxPool2dIndexParams& params, cudaStream_t stream);
 
+// The means and the adaptive maximum, of pool2d_average.cu.
+cudaError_t launch_avg_pool2d(const AvgPool2dParams& params, DType dtype, cudaStream_t stream);
+cudaError_t launch_avg_pool2d_backward(const AvgPool2dParams& params, DType dtype, cudaStream_t stream);
+cudaError_t launch_adaptive_avg_pool2d(const AdaptivePool2dParams& params, DType dtype, cudaStream_t stream);
+cudaError_t launch_adaptive_avg_pool2d_backward(const AdaptivePool2dParams& params, DType dtype,
+                                                cudaStream_t stream);
+cudaError_t launch_adaptive_max_pool2d(const AdaptivePool2dParams& params, DType dtype, cudaStream_t stream);
+cudaError_t launch_adaptive_max_pool2d_backward(const AdaptivePool2dParams& params, DType dtype,
+                                                cudaStream_t stream);
+
 }  // namespace d2lfast::cuda

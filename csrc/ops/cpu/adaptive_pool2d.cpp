@@ -2,8 +2,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "../adaptive_pool2d.h"
 #include "../dtype.h"
-#include "../layout.h"
 #include "parallel_items.h"
 #include "pool2d_tables.h"
 
@@ -12,24 +12,6 @@ namespace d2lfast::ops {
 namespace {
 
 using Kernel = void (*)(const AdaptivePool2dParams&, int64_t, int64_t, void*);
-
-// Checks as torch does; the batched image.
-at::Tensor check_adaptive(const char* op, const at::Tensor& input, at::IntArrayRef output_size,
-                          bool checks_channels) {
-  TORCH_CHECK(output_size.size() == 2, op, ": output_size must be 2");
-  TORCH_CHECK(output_size[0] >= 0 && output_size[1] >= 0, op,
-              ": elements of output_size must be greater than or equal to 0 but received {", output_size[0],
-              ", ", output_size[1], "}");
-  TORCH_CHECK(input.dim() == 3 || input.dim() == 4, op, ": Expected 3D or 4D tensor, but got ",
-              input.sizes());
-  // torch's maximum refuses empty channels of a batch too, its mean does not.
-  for (int64_t i = checks_channels ? 1 : input.dim() - 2; i < input.dim(); ++i) {
-    TORCH_CHECK(input.size(i) > 0, op,
-                ": Expected input to have non-zero size for non-batch dimensions, but input has sizes ",
-                input.sizes(), " with dimension ", i, " being empty");
-  }
-  return batched(input);
-}
 
 // Work is by planes, or by the rows (`rows`) or images (0) of a channels_last result.
 void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at::Tensor& result,

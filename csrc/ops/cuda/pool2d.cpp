@@ -1,14 +1,11 @@
 #include "../pool2d.h"
 
 #include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
 #include "../../kernels/cuda/pool2d.h"
 #include "../dtype.h"
 #include "../layout.h"
+#include "runtime.h"
 
 namespace d2lfast::ops {
 
@@ -23,7 +20,7 @@ int bytes_of_positions(const at::Tensor& position) {
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& input, at::IntArrayRef kernel_size,
                                            at::IntArrayRef stride, at::IntArrayRef padding,
                                            at::IntArrayRef dilation, bool ceil_mode, bool with_position) {
-  const c10::cuda::CUDAGuard guard(input.device());
+  const DeviceGuard guard(input.device());
   const at::Tensor images = batched(input);
   const Pool2dShape s = check_pool2d("max_pool2d", images, kernel_size, stride, padding, dilation, ceil_mode);
   const DType dtype = kernel_dtype(input, "d2lfast::max_pool2d");
@@ -49,7 +46,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& input, at::IntArray
       .window = s.window,
       .channels_last = is_channels_last(format),
   };
-  C10_CUDA_CHECK(cuda::launch_max_pool2d(params, dtype, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(cuda::launch_max_pool2d(params, dtype, current_stream()));
   return {like_batching_of(input, output), with_position ? like_batching_of(input, position) : at::Tensor()};
 }
 
@@ -69,7 +66,7 @@ std::tuple<at::Tensor, at::Tensor> max_pool2d_with_position_cuda(const at::Tenso
 at::Tensor max_pool2d_position_to_index_cuda(const at::Tensor& position, at::IntArrayRef input_size,
                                              at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                              at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const c10::cuda::CUDAGuard guard(position.device());
+  const DeviceGuard guard(position.device());
   const at::MemoryFormat format = layout_of(position);
   const at::Tensor source = batched(position).contiguous(format);
   const Pool2dShape s = pool2d_shape(source, input_size, kernel_size, stride, padding, dilation);
@@ -87,7 +84,7 @@ at::Tensor max_pool2d_position_to_index_cuda(const at::Tensor& position, at::Int
       .window = s.window,
       .channels_last = is_channels_last(format),
   };
-  C10_CUDA_CHECK(cuda::launch_max_pool2d_position_to_index(params, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(cuda::launch_max_pool2d_position_to_index(params, current_stream()));
   return like_batching_of(position, index);
 }
 
@@ -100,7 +97,7 @@ at::Tensor max_pool2d_backward_cuda(const at::Tensor& grad_output, const at::Ten
   TORCH_CHECK(grad_output.device() == position.device(),
               "Expected grad_output and position on one device, but got ", grad_output.device(), " and ",
               position.device());
-  const c10::cuda::CUDAGuard guard(grad_output.device());
+  const DeviceGuard guard(grad_output.device());
   const DType dtype = kernel_dtype(grad_output, "d2lfast::_max_pool2d_backward");
   const at::MemoryFormat format =
       channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
@@ -122,13 +119,13 @@ at::Tensor max_pool2d_backward_cuda(const at::Tensor& grad_output, const at::Ten
       .window = s.window,
       .channels_last = channels_last,
   };
-  C10_CUDA_CHECK(cuda::launch_max_pool2d_backward(params, dtype, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(cuda::launch_max_pool2d_backward(params, dtype, current_stream()));
   return like_batching_of(grad_output, result);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(d2lfast, CUDA, m) {
+TORCH_LIBRARY_IMPL(d2lfast, D2LFAST_CUDA_KEY, m) {
   m.impl("max_pool2d", max_pool2d_cuda);
   m.impl("_max_pool2d_with_position", max_pool2d_with_position_cuda);
   m.impl("_max_pool2d_position_to_index", max_pool2d_position_to_index_cuda);

@@ -1,0 +1,136 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// What the kernels use of the GPU beyond plain C++: shared memory, warps, barriers, tensor cores, launches. A
+// test-only header with the same names (tests/cuda/emulation) runs the same bodies on a CPU, so kernels
+// touch the GPU through this header alone.
+#ifdef __CUDACC__
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+// Shared memory is passed as SharedPointer<T> and never through another pointer type.
+#define D2LFAST_SHARED(type, name, count) __shared__ __align__(16) type name[count]
+
+namespace d2lfast::cuda {
+
+template <typename T>
+using SharedPointer = T*;
+
+template <typename T>
+__device__ __forceinline__ SharedPointer<T> dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char d2lfast_dynamic_shared[];
+  return reinterpret_cast<T*>(d2lfast_dynamic_shared);
+}
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+template <typename T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(kFullWarp, value, mask);
+}
+
+// Of the lanes where it holds.
+__device__ __forceinline__ unsigned ballot(bool predicate) { return __ballot_sync(kFullWarp, predicate); }
+
+// All threads of a cooperative launch.
+__device__ __forceinline__ void sync_grid() { cooperative_groups::this_grid().sync(); }
+
+// 16 bytes from global to shared memory without a register; `valid` false writes zeros and reads nothing.
+template <typename T>
+__device__ __forceinline__ void copy_async_16(T* to, const T* from, bool valid) {
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(target), "l"(from), "r"(bytes));
+}
+__device__ __forceinline__ void commit_async() { asm volatile("cp.async.commit_group;\n" ::); }
+template <int kPending>
+__device__ __forceinline__ void wait_async() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending));
+}
+
+struct LaunchShape {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+  bool cooperative = false;
+};
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                   Arguments... arguments) {
+  if (shape.shared_bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shape.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  cudaLaunchAttribute cooperative;
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  config.attrs = &cooperative;
+  config.numAttrs = shape.cooperative ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+}  // namespace d2lfast::cuda
+
+#else
+#include "emulated_device.h"
+#endif
+
+#include <cmath>
+
+#include "launch.cuh"
+
+namespace d2lfast::cuda {
+
+// The overloads for float and double, on the device and in the emulation.
+using std::exp;
+using std::fma;
+using std::isfinite;
+using std::sqrt;
+using std::tanh;
+
+template <typename Index>
+__device__ Index first_item() {
+  return static_cast<Index>(blockIdx.x) * kThreads + static_cast<Index>(threadIdx.x);
+}
+
+template <typename Index>
+__device__ Index grid_width() {
+  return static_cast<Index>(gridDim.x) * kThreads;
+}
+
+inline bool aligned(const void* pointer, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+// A type as an argument of a generic lambda.
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+template <typename Body>
+cudaError_t with_dtype(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return body(Type<double>{});
+    case DType::kFloat32:
+      return body(Type<float>{});
+    case DType::kBFloat16:
+      return body(Type<BFloat16>{});
+    case DType::kFloat16:
+      return body(Type<Float16>{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace d2lfast::cuda

@@ -1,0 +1,75 @@
+"""Build the emulated GPU: d2lfast's CUDA kernels and operators as C++, registered for the CPU.
+
+Prints the library's path. Loading it replaces d2lfast's CPU operators in that process, and tensors come from
+fenced memory. What is up to date is not compiled again.
+"""
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = Path(__file__).resolve().parent
+OUT = ROOT / "build" / "emulation"
+sys.path.insert(0, str(ROOT / "build_tools"))
+
+import cuda_compile  # noqa: E402
+
+FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-g1"]
+FLAGS += ["-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-attributes", "-Wno-clobbered"]
+# Misaligned vectors and the like trap; the emulation itself checks shared memory, the allocator tensors.
+TRAPS = [
+    "-fsanitize=undefined",
+    "-fno-sanitize=vptr,float-divide-by-zero",
+    "-fsanitize-undefined-trap-on-error",
+]
+
+
+def units() -> list[cuda_compile.Unit]:
+    """Compiler calls for kernels, operators and the allocator."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    torch_include = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    emulation = ["-I", str(HERE)]
+    made = []
+    for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
+        command = [*compiler, *FLAGS, *TRAPS, "-O1", *emulation, "-x", "c++"]
+        made.append(cuda_compile.Unit(source, OUT / f"{source.stem}.kernel.o", command))
+    operators = [*compiler, *FLAGS, "-O0", *emulation, *torch_include, "-DD2LFAST_CUDA_KEY=CPU"]
+    for source in [*sorted(ROOT.glob("csrc/ops/cuda/*.cpp")), HERE / "memory.cpp"]:
+        made.append(cuda_compile.Unit(source, OUT / f"{source.stem}.ops.o", operators))
+    return made
+
+
+def build() -> Path:
+    """The library; raises RuntimeError with the compiler's output."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    facts = {"torch": torch.__version__}
+    calls = units()
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        results = list(pool.map(lambda unit: cuda_compile.compile_unit(unit, facts), calls))
+    for unit, (compiled, log) in zip(calls, results):
+        if not compiled:
+            raise RuntimeError(f"{unit} failed:\n{log}")
+    library = OUT / "emulated_cuda.so"
+    objects = [str(unit.target) for unit in calls]
+    newest = max(os.stat(name).st_mtime_ns for name in objects)
+    if not library.exists() or library.stat().st_mtime_ns < newest:
+        compiler = shlex.split(os.environ.get("CXX", "c++"))
+        # Schemas and checks that all devices share are the extension's.
+        extension = Path(importlib.util.find_spec("d2lfast._C").origin)
+        link = [*compiler, "-shared", "-o", str(library), *objects, "-Wl,--no-undefined", str(extension)]
+        link += [f"-L{path}" for path in cpp_extension.library_paths()] + ["-lc10", "-ltorch_cpu"]
+        link += [f"-Wl,-rpath,{path}" for path in (*cpp_extension.library_paths(), extension.parent)]
+        subprocess.run(link, check=True)
+    return library
+
+
+if __name__ == "__main__":
+    print(build())

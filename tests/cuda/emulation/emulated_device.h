@@ -1,0 +1,133 @@
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "grid.h"
+
+// The names of csrc/kernels/cuda/device.cuh on a CPU.
+
+#define D2LFAST_SHARED(type, name, count) \
+  const auto name = ::d2lfast::cuda::shared_array<type>(#name, __LINE__, count)
+
+namespace d2lfast::cuda {
+
+using emulation::Grid;
+
+// An element of shared memory that knows who touched it.
+template <typename T>
+class SharedElement {
+ public:
+  SharedElement(T* value, emulation::Shadow* shadow) : value_(value), shadow_(shadow) {}
+  operator T() const {
+    const auto& thread = *Grid::get().current;
+    const int64_t now = thread.block->barrier.epoch;
+    if (!shadow_->initialised) Grid::get().fail("a read of shared memory that nobody wrote");
+    if (shadow_->written_at == now && shadow_->writer != thread.linear) {
+      Grid::get().fail("a read of shared memory that races with a write of thread " +
+                       std::to_string(shadow_->writer));
+    }
+    shadow_->reader = shadow_->read_at == now && shadow_->reader != thread.linear ? -2 : thread.linear;
+    shadow_->read_at = now;
+    return *value_;
+  }
+  const SharedElement& operator=(const T& value) const {
+    const auto& thread = *Grid::get().current;
+    const int64_t now = thread.block->barrier.epoch;
+    if (shadow_->written_at == now && shadow_->writer != thread.linear) {
+      Grid::get().fail("a write of shared memory that races with a write of thread " +
+                       std::to_string(shadow_->writer));
+    }
+    if (shadow_->read_at == now && shadow_->reader != thread.linear) {
+      Grid::get().fail("a write of shared memory that races with a read");
+    }
+    shadow_->writer = thread.linear;
+    shadow_->written_at = now;
+    shadow_->initialised = true;
+    *value_ = value;
+    return *this;
+  }
+  const SharedElement& operator=(const SharedElement& other) const { return *this = static_cast<T>(other); }
+  SharedElement(const SharedElement&) = default;
+
+ private:
+  T* value_;
+  emulation::Shadow* shadow_;
+};
+
+template <typename T>
+class SharedPointer {
+ public:
+  SharedPointer(emulation::SharedMemory* memory, int64_t offset) : memory_(memory), offset_(offset) {}
+  SharedElement<T> operator[](int64_t i) const {
+    const int64_t at = offset_ + i;
+    if (at < 0 || at >= static_cast<int64_t>(memory_->shadow.size())) {
+      Grid::get().fail("an access outside shared memory");
+    }
+    return {reinterpret_cast<T*>(memory_->bytes.data()) + at, &memory_->shadow[at]};
+  }
+  SharedPointer operator+(int64_t i) const { return {memory_, offset_ + i}; }
+  int64_t offset() const { return offset_; }
+
+ private:
+  emulation::SharedMemory* memory_;
+  int64_t offset_;
+};
+
+template <typename T>
+SharedPointer<T> shared_array(const char* name, int line, int64_t count) {
+  auto& memory = Grid::get().current->block->shared[{name, line, typeid(T)}];
+  if (memory.shadow.empty()) {
+    memory.bytes.resize(count * sizeof(T), 0xa5);
+    memory.shadow.resize(count);
+  }
+  return {&memory, 0};
+}
+
+template <typename T>
+SharedPointer<T> dynamic_shared() {
+  return shared_array<T>("", 0, Grid::get().shape.shared_bytes / sizeof(T));
+}
+
+template <typename T>
+T shuffle_xor(T value, int mask) {
+  const int lane = Grid::get().current->linear % emulation::kWarp;
+  T other;
+  std::memcpy(&other, Grid::get().exchange(&value, sizeof(T))[lane ^ mask], sizeof(T));
+  return other;
+}
+
+inline unsigned ballot(bool predicate) {
+  const auto* slots = Grid::get().exchange(&predicate, sizeof(predicate));
+  unsigned lanes = 0;
+  for (int i = 0; i < emulation::kWarp; ++i) lanes |= static_cast<unsigned>(slots[i][0] != 0) << i;
+  return lanes;
+}
+
+inline void sync_grid() { Grid::get().sync_grid(); }
+
+// The copy is made at once: that a kernel waits for it before the barrier is not checked.
+template <typename T>
+void copy_async_16(SharedPointer<T> to, const T* from, bool valid) {
+  constexpr int kCount = 16 / sizeof(T);
+  if (to.offset() % kCount != 0) Grid::get().fail("a misaligned copy to shared memory");
+  if (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0) Grid::get().fail("a misaligned copy");
+  for (int i = 0; i < kCount; ++i) to[i] = valid ? from[i] : T{};
+}
+inline void commit_async() {}
+template <int kPending>
+void wait_async() {}
+
+using LaunchShape = emulation::Launch;
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t,
+                   Arguments... arguments) {
+  const std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
+  Grid::get().run(shape, typeid(kernel).name(), [&] { std::apply(kernel, values); });
+  return cudaSuccess;
+}
+
+}  // namespace d2lfast::cuda
+
+inline void __syncthreads() { ::emulation::Grid::get().sync_block(); }

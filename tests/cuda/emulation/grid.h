@@ -1,0 +1,214 @@
+#pragma once
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <typeindex>
+#include <vector>
+
+#include "cuda_runtime_api.h"
+#include "fibers.h"
+
+// Blocks and threads of a grid on one CPU thread. Barriers, warp collectives and shared memory are checked:
+// a barrier that some thread does not reach, an access to shared memory that races with another thread's
+// since the last barrier, and a read of shared memory that nobody wrote are exceptions of the launch.
+namespace emulation {
+
+struct Index3 {
+  unsigned x, y, z;
+};
+
+// Of the element, since the last barrier. A reader of -2: several threads.
+struct Shadow {
+  int64_t written_at = -1, read_at = -1;
+  int writer = -1, reader = -1;
+  bool initialised = false;
+};
+
+struct SharedMemory {
+  std::vector<unsigned char> bytes;
+  std::vector<Shadow> shadow;  // by elements
+};
+
+struct Rendezvous {
+  int64_t epoch = 0;
+  unsigned arrived = 0;
+};
+
+constexpr int kWarp = 32;
+
+struct Warp {
+  Rendezvous barrier;
+  unsigned live = 0;
+  alignas(16) unsigned char slot[2][kWarp][64];
+};
+
+struct Block {
+  Index3 index;
+  Rendezvous barrier;
+  unsigned live = 0;
+  std::vector<Warp> warps;
+  std::map<std::tuple<std::string, int, std::type_index>, SharedMemory> shared;
+};
+
+struct Thread {
+  Index3 index;
+  int linear;
+  Block* block;
+  Fiber fiber;
+};
+
+struct Launch {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+  bool cooperative = false;
+};
+
+// A launch and its kernel's parameter types.
+struct Record {
+  Launch launch;
+  std::string parameters;
+};
+
+class Grid {
+ public:
+  static Grid& get() {
+    static Grid grid;
+    return grid;
+  }
+
+  void run(const Launch& launch, const std::string& parameters, const std::function<void()>& body) {
+    check(launch);
+    if (recording) records.push_back({launch, parameters});
+    if (dry) return;
+    if (running_) throw std::logic_error("a launch within a launch");
+    running_ = true;
+    shape = launch;
+    const int64_t blocks = int64_t{1} * launch.grid.x * launch.grid.y * launch.grid.z;
+    const int64_t together = launch.cooperative ? blocks : 1;
+    try {
+      // From the last block to the first: no result may depend on the order.
+      for (int64_t end = blocks; end > 0; end -= together) run_blocks(end - together, end, body);
+    } catch (...) {
+      running_ = false;
+      current = nullptr;
+      threads_.clear();
+      throw;
+    }
+    running_ = false;
+  }
+
+  void sync_block() { wait(current->block->barrier, current->block->live); }
+  void sync_grid() {
+    if (!shape.cooperative) fail("a grid barrier in a launch that is not cooperative");
+    sync_block();
+    wait(grid_barrier_, live_);
+  }
+  Warp& warp() { return current->block->warps[current->linear / kWarp]; }
+  void sync_warp() { wait(warp().barrier, warp().live); }
+  // What every lane of the warp passes, by lane. The next collective may overwrite it.
+  const unsigned char (*exchange(const void* value, size_t size))[64] {
+    Warp& w = warp();
+    auto& slots = w.slot[w.barrier.epoch % 2];
+    std::memcpy(slots[current->linear % kWarp], value, size);
+    sync_warp();
+    return slots;
+  }
+
+  [[noreturn]] void fail(const std::string& what) const {
+    std::string place;
+    if (current != nullptr) {
+      const Index3 &b = current->block->index, &t = current->index;
+      const auto text = [](const Index3& i) {
+        return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
+      };
+      place = " in thread " + text(t) + " of block " + text(b);
+    }
+    throw std::runtime_error("emulated GPU: " + what + place);
+  }
+
+  Launch shape;
+  Thread* current = nullptr;
+  bool recording = false, dry = false;  // dry: launches are checked, but not run
+  std::vector<Record> records;
+
+ private:
+  static void check(const Launch& l) {
+    const bool fits = l.grid.x >= 1 && l.grid.y >= 1 && l.grid.z >= 1 && l.grid.x <= 0x7fffffffu &&
+                      l.grid.y <= 65535 && l.grid.z <= 65535 && l.block.z <= 64 &&
+                      l.block.x * l.block.y * l.block.z >= 1 && l.block.x * l.block.y * l.block.z <= 1024 &&
+                      l.shared_bytes <= 227 * 1024;
+    if (!fits) {
+      throw std::runtime_error("emulated GPU: launch of " + std::to_string(l.grid.x) + " x " +
+                               std::to_string(l.grid.y) + " x " + std::to_string(l.grid.z) + " blocks of " +
+                               std::to_string(l.block.x * l.block.y * l.block.z) + " threads with " +
+                               std::to_string(l.shared_bytes) + " bytes of shared memory");
+    }
+  }
+
+  void wait(Rendezvous& r, unsigned& expected) {
+    const int64_t epoch = r.epoch;
+    progress_ = true;
+    if (++r.arrived == expected) {
+      r.arrived = 0;
+      ++r.epoch;
+      return;
+    }
+    while (r.epoch == epoch) current->fiber.pause();
+    progress_ = true;
+  }
+
+  void run_blocks(int64_t begin, int64_t end, const std::function<void()>& body) {
+    const dim3 &g = shape.grid, &b = shape.block;
+    const unsigned size = b.x * b.y * b.z;
+    std::vector<Block> blocks(end - begin);
+    while (threads_.size() < blocks.size() * size) threads_.push_back(std::make_unique<Thread>());
+    live_ = static_cast<unsigned>(blocks.size() * size);
+    grid_barrier_ = {};
+    for (int64_t i = begin; i < end; ++i) {
+      Block& block = blocks[i - begin];
+      block.index = {static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y),
+                     static_cast<unsigned>(i / g.x / g.y)};
+      block.live = size;
+      block.warps.resize((size + kWarp - 1) / kWarp);
+      for (unsigned t = 0; t < size; ++t) {
+        ++block.warps[t / kWarp].live;
+        Thread& thread = *threads_[(i - begin) * size + t];
+        thread.index = {t % b.x, t / b.x % b.y, t / b.x / b.y};
+        thread.linear = static_cast<int>(t);
+        thread.block = &block;
+        thread.fiber.start(&body);
+      }
+    }
+    const size_t count = live_;
+    size_t left = count;
+    while (left > 0) {
+      progress_ = false;
+      for (size_t i = 0; i < count; ++i) {
+        Thread& thread = *threads_[i];
+        if (thread.fiber.done()) continue;
+        current = &thread;
+        thread.fiber.resume();
+        if (!thread.fiber.done()) continue;
+        progress_ = true;
+        --left;
+      }
+      current = nullptr;
+      if (!progress_) fail("a barrier or warp collective that not all threads reach");
+    }
+  }
+
+  std::vector<std::unique_ptr<Thread>> threads_;
+  Rendezvous grid_barrier_;
+  unsigned live_ = 0;
+  bool progress_ = false, running_ = false;
+};
+
+}  // namespace emulation
+
+#define threadIdx (::emulation::Grid::get().current->index)
+#define blockIdx (::emulation::Grid::get().current->block->index)
+#define blockDim (::emulation::Grid::get().shape.block)
+#define gridDim (::emulation::Grid::get().shape.grid)

@@ -1,0 +1,79 @@
+"""The CUDA kernels and their operators on an emulated GPU (tests/cuda/emulation): no device is needed."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+TESTS = HERE.parent
+
+# Families and the operator tests that run with their CUDA operators in the place of the CPU's.
+ARITHMETIC = "forward_and_gradients or nonfinite or each_set_of_gradients or refuses or empty"
+FAMILIES = {
+    "pool2d": (["ops/test_pool2d.py", "ops/test_adaptive_pool2d.py"], ARITHMETIC),
+}
+
+
+@pytest.fixture(scope="session")
+def library():
+    run = subprocess.run(
+        [sys.executable, str(HERE / "emulation" / "build.py")], capture_output=True, text=True, timeout=800
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout.splitlines()[-1]
+
+
+def on_emulated_gpu(library, *command):
+    environment = {**os.environ, "D2LFAST_EMULATED_CUDA": library}
+    run = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=800, cwd=TESTS, env=environment
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operators(library, family):
+    files, expression = FAMILIES[family]
+    on_emulated_gpu(library, "-m", "pytest", *files, "-k", expression)
+
+
+def test_random_cases(library):
+    on_emulated_gpu(library, "-m", "pytest", "fuzz/test_fuzz.py", "-k", "random_cases")
+
+
+def test_launches(library):
+    on_emulated_gpu(library, "-m", "pytest", "cuda/launches.py")
+
+
+FAULTS = {
+    "race": "races with a write",
+    "overwrite": "races with a read",
+    "uninitialised": "nobody wrote",
+    "outside": "outside shared memory",
+    "divergent": "not all threads reach",
+    "partial warp": "not all threads reach",
+    "too many rows": "launch of 1 x 65536",
+    "too many threads": "blocks of 1025 threads",
+    "no blocks": "launch of 0 x 1",
+    "not cooperative": "not cooperative",
+    "correct": "ran",
+    "cooperative": "ran",
+    "results": "right",
+}
+
+
+def test_finds_faults(tmp_path):
+    """Each fault of emulation/faults.cpp is named, and correct kernels run."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    program = tmp_path / "faults"
+    command = [*compiler, "-std=c++20", "-O1", "-I", str(HERE / "emulation")]
+    subprocess.run([*command, str(HERE / "emulation" / "faults.cpp"), "-o", str(program)], check=True)
+    run = subprocess.run([program], capture_output=True, text=True, check=True, timeout=60)
+    said = dict(line.split(": ", 1) for line in run.stdout.splitlines())
+    assert said.keys() == FAULTS.keys()
+    for name, part in FAULTS.items():
+        assert part in said[name], (name, said[name])

@@ -43,6 +43,8 @@ std::array<std::string, 3> conv2d_algorithms(Quad input, Quad weight, Pair strid
 
 PYBIND11_MODULE(_C, m) {
   m.def("conv2d_algorithms", conv2d_algorithms);
+  m.def("winograd_allowed", d2lfast::ops::winograd_allowed);
+  m.def("allow_winograd", d2lfast::ops::allow_winograd);
   m.def("conv2d_algorithm_names", d2lfast::ops::conv2d_algorithm_names);
   m.doc() = "Build facts of the d2lfast extension; its operators are under torch.ops.d2lfast.";
   m.def("current_isa", [] { return d2lfast::cpu::isa_name(d2lfast::cpu::current_isa()); });

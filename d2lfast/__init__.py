@@ -4,7 +4,7 @@ from d2lfast import _extension
 
 _extension.load()
 
-from d2lfast import _fake, models, nn  # noqa: E402, F401
+from d2lfast import _fake, backends, models, nn  # noqa: E402, F401
 from d2lfast.algorithm import conv2d_algorithm, explain  # noqa: E402
 from d2lfast.convert import convert, report, revert  # noqa: E402
 from d2lfast.cross_correlation import (  # noqa: E402
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "backends",
     "conv2d_algorithm",
     "convert",
     "corr2d",

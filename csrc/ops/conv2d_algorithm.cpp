@@ -2,6 +2,8 @@
 
 #include <c10/util/Exception.h>
 
+#include <atomic>
+
 namespace d2lfast::ops {
 
 namespace {
@@ -16,6 +18,20 @@ struct Traits {
 Traits traits_of(const Conv2dShape& s) {
   return {s.channels / s.groups, s.groups == 1, s.groups > 1 && s.groups == s.channels,
           s.stride[0] > 1 || s.stride[1] > 1, s.result_height() * s.result_width()};
+}
+
+// ---- winograd ----
+
+std::atomic<bool> allowed{true};
+
+bool winograd_computes(const Conv2dShape& s, Conv2dPass) {
+  return !s.cuda && s.groups == 1 && s.kernel_h == 3 && s.kernel_w == 3 && s.stride[0] == 1 &&
+         s.stride[1] == 1 && s.dilation[0] == 1 && s.dilation[1] == 1 && s.dtype != DType::kFloat64;
+}
+
+bool winograd_wins(const Conv2dShape& s, Conv2dPass) {
+  if (!allowed.load(std::memory_order_relaxed) || s.dtype != DType::kFloat32) return false;
+  return s.channels >= 16 && s.result_channels >= 16;
 }
 
 // ---- direct ----
@@ -82,6 +98,7 @@ struct Row {
 };
 
 constexpr Row kTable[] = {
+    {Conv2dAlgorithm::kWinograd, "winograd", winograd_computes, winograd_wins},
     {Conv2dAlgorithm::kDirect, "direct", on_cpu, direct_wins},
     {Conv2dAlgorithm::kAten, "aten", always, always},
 };
@@ -105,6 +122,9 @@ Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pas
   for (const Row& row : kTable) names += std::string(", '") + row.name + "'";
   TORCH_CHECK_VALUE(false, "algorithm must be one of ", names, ", but got '", requested, "'");
 }
+
+bool winograd_allowed() { return allowed; }
+void allow_winograd(bool value) { allowed = value; }
 
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm) {
   for (const Row& row : kTable) {

@@ -11,8 +11,9 @@
 
 namespace d2lfast::ops {
 
-// kDirect: our kernels on flat grids. kAten: torch's own convolution (oneDNN on the CPU).
-enum class Conv2dAlgorithm { kDirect, kAten };
+// kWinograd: F(4x4, 3x3) for dense 3x3 kernels. kDirect: our kernels on flat grids. kAten: torch's own
+// convolution (oneDNN on the CPU).
+enum class Conv2dAlgorithm { kWinograd, kDirect, kAten };
 enum class Conv2dPass { kForward, kGradInput, kGradWeight };
 
 struct Conv2dShape {
@@ -36,6 +37,10 @@ struct Conv2dShape {
 // elsewhere. Raises ValueError for any other name.
 D2LFAST_VISIBLE Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
                                                         std::string_view requested);
+
+// Whether the table may choose Winograd's algorithm, whose rounding errors are larger. True at first.
+bool winograd_allowed();
+void allow_winograd(bool allowed);
 
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm);
 

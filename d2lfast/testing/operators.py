@@ -122,7 +122,7 @@ def _conv2d_draw(rng: random.Random) -> tuple[dict, dict]:
         "dilation": _axes(rng, (2, 3), 1, 0.25),
         "groups": groups,
         "activation": maybe(rng, ACTIVATIONS[1:], "none", 0.3),
-        "algorithm": rng.choice(("auto", "direct")),
+        "algorithm": rng.choice(("auto", "direct", "winograd")),
     }
     if rng.random() < 0.1:
         options["padding"] = rng.choice(("same", "valid"))
@@ -130,6 +130,10 @@ def _conv2d_draw(rng: random.Random) -> tuple[dict, dict]:
 
 
 def _conv2d_reduction(name: str, shapes: dict, options: dict, output: Sequence[int]) -> int:
+    if options.get("algorithm") == "winograd":
+        # The transforms enlarge the rounding errors, by less than the square root of this.
+        sums = _conv2d_reduction(name, shapes, {**options, "algorithm": "auto"}, output)
+        return 64 * (sums + 36)
     outputs, per_group, *kernel = shapes["weight"]
     activated = options.get("activation", "none") != "none"
     # The derivative of an activation has the rounding of the output.

@@ -1,0 +1,337 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "../../kernels/conv2d_winograd.h"
+#include "../../kernels/cpu/isa.h"
+#include "../dtype.h"
+#include "../layout.h"
+#include "conv2d_passes.h"
+#include "scratch.h"
+
+namespace d2lfast::cpu {
+namespace baseline {
+extern const WinogradKernels winograd_kernels;
+}
+namespace avx2 {
+extern const WinogradKernels winograd_kernels;
+}
+namespace avx512 {
+extern const WinogradKernels winograd_kernels;
+}
+}  // namespace d2lfast::cpu
+
+namespace d2lfast::ops {
+
+namespace {
+
+constexpr int64_t kFloat = sizeof(float);
+// A strip longer than this would not leave room in the second-level cache.
+constexpr int64_t kLongestStrip = 48;
+
+const WinogradKernels& kernels() {
+  return cpu::select_table(cpu::baseline::winograd_kernels, cpu::avx2::winograd_kernels,
+                           cpu::avx512::winograd_kernels);
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+WinogradStrips strips_of(int64_t height, int64_t width) {
+  WinogradStrips s{divide_up(height, 4), divide_up(width, 4), 0, 0};
+  s.chunks = divide_up(s.tile_cols, kLongestStrip);
+  s.chunk = divide_up(s.tile_cols, s.chunks);
+  return s;
+}
+
+int64_t count_strips(const WinogradStrips& s, int64_t batch) { return batch * s.tile_rows * s.chunks; }
+
+// An odd number of vectors between the 36 planes: at a power of two they would share cache sets.
+WinogradTiles tiles_at(float* data, int64_t blocks, int64_t tiles, int64_t lanes) {
+  return {data, tiles, (blocks * tiles | 1) * lanes};
+}
+int64_t tiles_size(int64_t blocks, int64_t tiles, int64_t lanes) { return 36 * (blocks * tiles | 1) * lanes; }
+
+// Contiguous or channels_last, whichever `tensor` is already.
+at::Tensor dense(const at::Tensor& tensor) {
+  return tensor.is_contiguous() || tensor.is_contiguous(at::MemoryFormat::ChannelsLast) ? tensor
+                                                                                        : tensor.contiguous();
+}
+
+struct Images {
+  at::Tensor data, activated;
+  WinogradImages params;
+
+  Images(const at::Tensor& tensor, const at::Tensor* output, Activation activation) : data(dense(tensor)) {
+    const bool channels_last = !data.is_contiguous();
+    params = {data.const_data_ptr(), nullptr,      activation,   channels_last,
+              data.size(0),          data.size(1), data.size(2), data.size(3)};
+    if (output != nullptr) {
+      activated = output->contiguous(layout(channels_last));
+      params.activated = activated.const_data_ptr();
+    }
+  }
+};
+
+struct Filter {
+  const WinogradSource& source;
+  const WinogradWeight& weight;
+  const WinogradResult& result;
+  int dtype;
+  int64_t lanes, source_blocks, result_blocks;
+  int64_t packed_block, staging;  // floats
+
+  int64_t products(int64_t tiles) const { return 36 * (tiles * 2 * lanes + 16); }
+};
+
+// Small filters: every thread takes its tiles from the source to the results, in its second-level cache.
+bool filter_tiles(const Filter& f) {
+  constexpr int64_t kTileBytes = 400 << 10;
+  const WinogradKernels& table = kernels();
+  const int64_t chunk = f.source.strips.chunk;
+  const int64_t strips = count_strips(f.source.strips, f.source.images.batch);
+  const at::Tensor packed = at::empty({f.result_blocks * f.packed_block}, at::kFloat);
+  float* filters = packed.mutable_data_ptr<float>();
+  at::parallel_for(0, f.result_blocks, 1, [&](int64_t begin, int64_t end) {
+    float* staging = static_cast<float*>(thread_scratch(f.staging * kFloat));
+    for (int64_t b = begin; b < end; ++b) {
+      table.weight[f.dtype](f.weight, b, filters + b * f.packed_block, staging);
+    }
+  });
+
+  const int64_t most_tiles =
+      std::clamp<int64_t>(kTileBytes / (36 * kFloat * f.source_blocks * f.lanes), 12, 48);
+  const int64_t threads = at::get_num_threads();
+  int64_t items = divide_up(strips * chunk, most_tiles);
+  items = std::min(strips, divide_up(items, threads) * threads);
+  const int64_t tiles = divide_up(strips, items) * chunk;
+  const int64_t tile_floats = tiles_size(f.source_blocks, tiles, f.lanes);
+  std::atomic<bool> finite = true;
+  at::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
+    float* memory =
+        static_cast<float*>(thread_scratch((tile_floats + f.products(tiles) + f.staging) * kFloat));
+    float *products = memory + tile_floats, *staging = products + f.products(tiles);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = strips * i / items, end = strips * (i + 1) / items;
+      const WinogradTiles to = tiles_at(memory, f.source_blocks, (end - begin) * chunk, f.lanes);
+      table.source[f.dtype](f.source, begin, end, 0, f.source_blocks, to, 0, staging);
+      for (int64_t b = 0; b < f.result_blocks; ++b) {
+        if (!table.result[f.dtype](f.result, begin, end, b, to, 0, filters + b * f.packed_block, products,
+                                   staging)) {
+          finite = false;
+        }
+      }
+    }
+  });
+  return finite;
+}
+
+// Large filters: every thread takes its filters from the weight to the results of a set of tiles that
+// stays in the third-level cache; the transformed filters, four times the weight, never leave the second.
+bool filter_channels(const Filter& f) {
+  constexpr int64_t kSetBytes = 12 << 20, kMostTiles = 48;
+  const WinogradKernels& table = kernels();
+  const int64_t chunk = f.source.strips.chunk;
+  const int64_t strips = count_strips(f.source.strips, f.source.images.batch);
+  const int64_t most_strips =
+      std::max<int64_t>(1, kSetBytes / (36 * kFloat * f.source_blocks * f.lanes) / chunk);
+  const int64_t sets = divide_up(strips, most_strips);
+  const int64_t set_strips = divide_up(strips, sets), set_tiles = set_strips * chunk;
+  const at::Tensor memory = at::empty({tiles_size(f.source_blocks, set_tiles, f.lanes)}, at::kFloat);
+  const int64_t run_strips = std::max<int64_t>(1, kMostTiles / chunk);
+  const int64_t product_floats = f.products(run_strips * chunk);
+  std::atomic<bool> finite = true;
+  for (int64_t first = 0; first < strips; first += set_strips) {
+    const int64_t count = std::min(set_strips, strips - first);
+    const int64_t runs = divide_up(count, run_strips);
+    const WinogradTiles tiles =
+        tiles_at(memory.mutable_data_ptr<float>(), f.source_blocks, count * chunk, f.lanes);
+    at::parallel_for(0, f.source_blocks * runs, 1, [&](int64_t begin, int64_t end) {
+      float* staging = static_cast<float*>(thread_scratch(f.staging * kFloat));
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t block = i / runs, from = i % runs * run_strips;
+        const int64_t to = std::min(from + run_strips, count);
+        table.source[f.dtype](f.source, first + from, first + to, block, block + 1, tiles, from * chunk,
+                              staging);
+      }
+    });
+    at::parallel_for(0, f.result_blocks, 1, [&](int64_t begin, int64_t end) {
+      float* packed =
+          static_cast<float*>(thread_scratch((f.packed_block + product_floats + f.staging) * kFloat));
+      float *products = packed + f.packed_block, *staging = products + product_floats;
+      for (int64_t b = begin; b < end; ++b) {
+        table.weight[f.dtype](f.weight, b, packed, staging);
+        for (int64_t from = 0; from < count; from += run_strips) {
+          const int64_t to = std::min(from + run_strips, count);
+          if (!table.result[f.dtype](f.result, first + from, first + to, b, tiles, from * chunk, packed,
+                                     products, staging)) {
+            finite = false;
+          }
+        }
+      }
+    });
+  }
+  return finite;
+}
+
+bool filter(const WinogradSource& source, const WinogradWeight& weight, const WinogradResult& result,
+            DType dtype) {
+  constexpr int64_t kSmallFilterBytes = 3 << 20;
+  const int64_t lanes = kernels().lanes;
+  Filter f{source,
+           weight,
+           result,
+           static_cast<int>(dtype),
+           lanes,
+           divide_up(weight.source_channels, lanes),
+           divide_up(weight.result_channels, 2 * lanes),
+           0,
+           winograd_staging(lanes, source.strips.chunk)};
+  f.packed_block = 36 * f.source_blocks * lanes * 2 * lanes;
+  const bool small = f.result_blocks * f.packed_block * kFloat <= kSmallFilterBytes;
+  return small || f.result_blocks < at::get_num_threads() ? filter_tiles(f) : filter_channels(f);
+}
+
+WinogradWeight weight_params(const at::Tensor& weight, bool transposed) {
+  WinogradWeight w{};
+  w.data = weight.const_data_ptr();
+  w.result_channels = weight.size(transposed ? 1 : 0);
+  w.source_channels = weight.size(transposed ? 0 : 1);
+  w.result_stride = weight.stride(transposed ? 1 : 0);
+  w.source_stride = weight.stride(transposed ? 0 : 1);
+  w.h_stride = weight.stride(2);
+  w.w_stride = weight.stride(3);
+  w.size = weight.numel();
+  w.flipped = transposed;
+  return w;
+}
+
+}  // namespace
+
+bool winograd_forward(const Conv2dForward& pass) {
+  const Conv2dShape& s = pass.shape;
+  const Images images(pass.input, nullptr, Activation::kNone);
+  const WinogradStrips strips = strips_of(s.result_height(), s.result_width());
+  const at::Tensor weight = dense(pass.weight);
+  const at::Tensor bias = pass.bias != nullptr ? pass.bias->contiguous() : at::Tensor();
+  const WinogradSource source{images.params, strips, s.padding[0], s.padding[1]};
+  const WinogradResult result{pass.output.mutable_data_ptr(),
+                              !pass.output.is_contiguous(),
+                              s.result_channels,
+                              s.result_height(),
+                              s.result_width(),
+                              strips,
+                              divide_up(s.channels, kernels().lanes),
+                              bias.defined() ? bias.const_data_ptr() : nullptr,
+                              pass.activation};
+  return filter(source, weight_params(weight, false), result, s.dtype);
+}
+
+bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
+  const Conv2dShape& s = pass.shape;
+  const Images images(pass.grad_output, pass.output, pass.activation);
+  const WinogradStrips strips = strips_of(s.height, s.width);
+  const at::Tensor weight = dense(pass.weight);
+  const WinogradSource source{images.params, strips, 2 - s.padding[0], 2 - s.padding[1]};
+  const WinogradResult result{grad_input.mutable_data_ptr(),
+                              !grad_input.is_contiguous(),
+                              s.channels,
+                              s.height,
+                              s.width,
+                              strips,
+                              divide_up(s.result_channels, kernels().lanes),
+                              nullptr,
+                              Activation::kNone};
+  return filter(source, weight_params(weight, true), result, s.dtype);
+}
+
+bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
+  // Transformed sources and gradients that are to stay in the third-level cache, and products in the second.
+  constexpr int64_t kSetBytes = 16 << 20, kProductBytes = 640 << 10, kRunTiles = 32;
+  const Conv2dShape& s = pass.shape;
+  if (grad_weight == nullptr || s.batch == 0 || pass.weight.numel() == 0) return false;
+  const WinogradKernels& table = kernels();
+  const int dtype = static_cast<int>(s.dtype);
+  const int64_t lanes = table.lanes;
+  const Images images(pass.input, nullptr, Activation::kNone);
+  const Images gradients(pass.grad_output, pass.output, pass.activation);
+  const WinogradStrips strips = strips_of(s.result_height(), s.result_width());
+  const WinogradSource source{images.params, strips, s.padding[0], s.padding[1]};
+  const WinogradSource gradient{gradients.params, strips, 0, 0};
+  const int64_t source_blocks = divide_up(s.channels, lanes);
+  const int64_t result_blocks = divide_up(s.result_channels, 2 * lanes), gradient_blocks = 2 * result_blocks;
+
+  const int64_t all = count_strips(strips, s.batch), chunk = strips.chunk;
+  const int64_t strip_bytes = 36 * kFloat * (source_blocks + gradient_blocks) * lanes * chunk;
+  const int64_t sets = divide_up(all, std::max<int64_t>(1, kSetBytes / strip_bytes));
+  const int64_t set_strips = divide_up(all, sets);
+  const at::Tensor source_memory =
+      at::empty({tiles_size(source_blocks, set_strips * chunk, lanes)}, at::kFloat);
+  const at::Tensor gradient_memory =
+      at::empty({tiles_size(gradient_blocks, set_strips * chunk, lanes)}, at::kFloat);
+  const int64_t run_strips = std::max<int64_t>(1, kRunTiles / chunk),
+                runs = divide_up(set_strips, run_strips);
+  const int64_t sum_size = gradient_blocks * lanes;
+  const at::Tensor sums = grad_bias != nullptr ? at::zeros({runs, sum_size}, at::kFloat) : at::Tensor();
+  const int64_t staging_floats = winograd_staging(lanes, chunk);
+
+  const int64_t block_floats = 36 * lanes * 2 * lanes;
+  int64_t group = std::max<int64_t>(1, kProductBytes / (block_floats * kFloat));
+  group = std::min(group, std::max<int64_t>(1, source_blocks * result_blocks / (2 * at::get_num_threads())));
+  const int64_t groups = divide_up(source_blocks, group), items = groups * result_blocks;
+  const at::Tensor kept = sets > 1 ? at::empty({items, group * block_floats}, at::kFloat) : at::Tensor();
+
+  at::Tensor result = at::empty_like(pass.weight);
+  if (!result.is_contiguous() && !result.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+    result = at::empty(pass.weight.sizes(), pass.weight.options());
+  }
+  const WinogradGradWeight to{result.mutable_data_ptr(), !result.is_contiguous(), s.result_channels,
+                              s.channels};
+  std::atomic<bool> finite = true;
+  for (int64_t first = 0; first < all; first += set_strips) {
+    const int64_t count = std::min(set_strips, all - first), set_runs = divide_up(count, run_strips);
+    const WinogradTiles source_tiles =
+        tiles_at(source_memory.mutable_data_ptr<float>(), source_blocks, count * chunk, lanes);
+    const WinogradTiles gradient_tiles =
+        tiles_at(gradient_memory.mutable_data_ptr<float>(), gradient_blocks, count * chunk, lanes);
+    at::parallel_for(0, (source_blocks + gradient_blocks) * set_runs, 1, [&](int64_t begin, int64_t end) {
+      float* staging = static_cast<float*>(thread_scratch(staging_floats * kFloat));
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t block = i / set_runs, run = i % set_runs, from = run * run_strips;
+        const int64_t last = std::min(from + run_strips, count);
+        if (block < source_blocks) {
+          table.source[dtype](source, first + from, first + last, block, block + 1, source_tiles,
+                              from * chunk, staging);
+        } else {
+          const int64_t b = block - source_blocks;
+          table.gradient[dtype](
+              gradient, first + from, first + last, b, b + 1, gradient_tiles, from * chunk, staging,
+              grad_bias != nullptr ? sums.mutable_data_ptr<float>() + run * sum_size : nullptr);
+        }
+      }
+    });
+    at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+      float* memory = static_cast<float*>(
+          thread_scratch((staging_floats + (sets > 1 ? 0 : group * block_floats)) * kFloat));
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t from = i % groups * group, last = std::min(from + group, source_blocks);
+        float* products =
+            sets > 1 ? kept.mutable_data_ptr<float>() + i * group * block_floats : memory + staging_floats;
+        table.products(source_tiles, gradient_tiles, from, last, i / groups, first > 0, products);
+        if (first + count < all) continue;
+        if (!table.grad_weight[dtype](to, from, last, i / groups, products, memory)) finite = false;
+      }
+    });
+  }
+  if (!finite) return false;
+  *grad_weight = result;
+  if (grad_bias != nullptr) {
+    *grad_bias = sums.sum(0).narrow(0, 0, s.result_channels).to(pass.weight.scalar_type());
+  }
+  return true;
+}
+
+}  // namespace d2lfast::ops

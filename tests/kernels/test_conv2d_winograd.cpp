@@ -1,0 +1,244 @@
+#include <algorithm>
+
+#include "../../csrc/kernels/conv2d_winograd.h"
+#include "support.h"
+
+namespace d2lfast::cpu {
+namespace baseline {
+extern const WinogradKernels winograd_kernels;
+}
+namespace avx2 {
+extern const WinogradKernels winograd_kernels;
+}
+namespace avx512 {
+extern const WinogradKernels winograd_kernels;
+}
+}  // namespace d2lfast::cpu
+
+namespace d2lfast::test {
+namespace {
+
+struct Problem {
+  DType dtype;
+  Image input, output;
+  bool weight_channels_last, bias;
+  int64_t padding[2];
+  int64_t chunk, split;  // tiles of a strip, strips of a call
+  Activation activation;
+};
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+WinogradImages images_of(const Image& shape, const Buffer& data, const Buffer* activated,
+                         Activation activation) {
+  return {data.data(), activated != nullptr ? activated->data() : nullptr,
+          activation,  shape.channels_last,
+          shape.n,     shape.c,
+          shape.h,     shape.w};
+}
+
+WinogradStrips strips_of(const Problem& p, int64_t height, int64_t width) {
+  WinogradStrips s{divide_up(height, 4), divide_up(width, 4), 0, 0};
+  s.chunk = std::min(p.chunk, s.tile_cols);
+  s.chunks = divide_up(s.tile_cols, s.chunk);
+  return s;
+}
+
+int64_t weight_at(const Problem& p, int64_t k, int64_t c, int64_t tap) {
+  return p.weight_channels_last ? (k * 9 + tap) * p.input.c + c : (k * p.input.c + c) * 9 + tap;
+}
+
+WinogradTiles tiles_in(Buffer& memory, int64_t blocks, int64_t tiles, int64_t lanes) {
+  return {static_cast<float*>(memory.data()), tiles, blocks * tiles * lanes};
+}
+
+float* floats(Buffer& buffer) { return static_cast<float*>(buffer.data()); }
+
+// Forward (transposed: the data gradient) with buffers of exact size.
+void run_filter(const WinogradKernels& table, const Problem& p, const WinogradImages& images, int64_t pad_top,
+                int64_t pad_left, const Buffer& weight, bool transposed, const Buffer* bias,
+                Activation activation, const Image& shape, Buffer& result) {
+  const int dtype = static_cast<int>(p.dtype);
+  const int64_t lanes = table.lanes, blocks = divide_up(images.channels, lanes);
+  const WinogradStrips strips = strips_of(p, shape.h, shape.w);
+  const int64_t count = shape.n * strips.tile_rows * strips.chunks;
+  const WinogradSource source{images, strips, pad_top, pad_left};
+  const int64_t in = p.weight_channels_last ? 1 : 9, out = 9 * p.input.c;
+  const WinogradWeight filters{weight.data(),
+                               shape.c,
+                               images.channels,
+                               transposed ? in : out,
+                               transposed ? out : in,
+                               p.weight_channels_last ? 3 * p.input.c : 3,
+                               p.weight_channels_last ? p.input.c : 1,
+                               weight.size(),
+                               transposed};
+  const WinogradResult to{result.data(), shape.channels_last,
+                          shape.c,       shape.h,
+                          shape.w,       strips,
+                          blocks,        bias != nullptr ? bias->data() : nullptr,
+                          activation};
+  Buffer memory(DType::kFloat32, 36 * blocks * count * strips.chunk * lanes);
+  const WinogradTiles tiles = tiles_in(memory, blocks, count * strips.chunk, lanes);
+  Buffer staging(DType::kFloat32, winograd_staging(lanes, strips.chunk));
+  for (int64_t begin = 0; begin < count; begin += p.split) {
+    table.source[dtype](source, begin, std::min(begin + p.split, count), 0, blocks, tiles,
+                        begin * strips.chunk, floats(staging));
+  }
+  Buffer packed(DType::kFloat32, 36 * blocks * lanes * 2 * lanes);
+  for (int64_t b = 0; b < divide_up(shape.c, 2 * lanes); ++b) {
+    table.weight[dtype](filters, b, floats(packed), floats(staging));
+    for (int64_t begin = 0; begin < count; begin += p.split) {
+      const int64_t end = std::min(begin + p.split, count);
+      Buffer products(DType::kFloat32, 36 * ((end - begin) * strips.chunk * 2 * lanes + 16));
+      expect(table.result[dtype](to, begin, end, b, tiles, begin * strips.chunk, floats(packed),
+                                 floats(products), floats(staging)),
+             "winograd: finite results are reported as not finite");
+    }
+  }
+}
+
+void run_weight(const WinogradKernels& table, const Problem& p, const Buffer& input, const Buffer& grad,
+                const Buffer* output, Buffer& grad_weight, Buffer& grad_bias) {
+  const int dtype = static_cast<int>(p.dtype);
+  const int64_t lanes = table.lanes, blocks = divide_up(p.input.c, lanes);
+  const int64_t result_blocks = divide_up(p.output.c, 2 * lanes), gradient_blocks = 2 * result_blocks;
+  const WinogradStrips strips = strips_of(p, p.output.h, p.output.w);
+  const int64_t count = p.output.n * strips.tile_rows * strips.chunks;
+  const WinogradSource source{images_of(p.input, input, nullptr, Activation::kNone), strips, p.padding[0],
+                              p.padding[1]};
+  const WinogradSource gradient{images_of(p.output, grad, output, p.activation), strips, 0, 0};
+  const int64_t set = std::max(p.split, divide_up(count, 2));
+  Buffer staging(DType::kFloat32, winograd_staging(lanes, strips.chunk));
+  Buffer sums(DType::kFloat32, gradient_blocks * lanes);
+  sums.fill(0);
+  Buffer products(DType::kFloat32, result_blocks * 36 * blocks * lanes * 2 * lanes);
+  for (int64_t first = 0; first < count; first += set) {
+    const int64_t strips_now = std::min(set, count - first), tiles = strips_now * strips.chunk;
+    Buffer source_memory(DType::kFloat32, 36 * blocks * tiles * lanes);
+    Buffer gradient_memory(DType::kFloat32, 36 * gradient_blocks * tiles * lanes);
+    const WinogradTiles source_tiles = tiles_in(source_memory, blocks, tiles, lanes);
+    const WinogradTiles gradient_tiles = tiles_in(gradient_memory, gradient_blocks, tiles, lanes);
+    table.source[dtype](source, first, first + strips_now, 0, blocks, source_tiles, 0, floats(staging));
+    table.gradient[dtype](gradient, first, first + strips_now, 0, gradient_blocks, gradient_tiles, 0,
+                          floats(staging), floats(sums));
+    for (int64_t b = 0; b < result_blocks; ++b) {
+      table.products(source_tiles, gradient_tiles, 0, blocks, b, first > 0,
+                     floats(products) + b * 36 * blocks * lanes * 2 * lanes);
+    }
+  }
+  const WinogradGradWeight to{grad_weight.data(), p.weight_channels_last, p.output.c, p.input.c};
+  for (int64_t b = 0; b < result_blocks; ++b) {
+    expect(table.grad_weight[dtype](to, 0, blocks, b, floats(products) + b * 36 * blocks * lanes * 2 * lanes,
+                                    floats(staging)),
+           "winograd: finite gradients are reported as not finite");
+  }
+  for (int64_t k = 0; k < p.output.c; ++k) grad_bias.set(k, sums.get(k));
+}
+
+struct Expected {
+  std::vector<double> output, grad_input, grad_weight, grad_bias;
+};
+
+Expected naive(const Problem& p, const Buffer& input, const Buffer& weight, const Buffer& bias,
+               const Buffer& grad, const Buffer* output_of) {
+  Expected e{std::vector<double>(static_cast<size_t>(p.output.size())),
+             std::vector<double>(static_cast<size_t>(p.input.size())),
+             std::vector<double>(static_cast<size_t>(weight.size())),
+             std::vector<double>(static_cast<size_t>(p.output.c))};
+  for (int64_t n = 0; n < p.output.n; ++n) {
+    for (int64_t k = 0; k < p.output.c; ++k) {
+      for (int64_t y = 0; y < p.output.h; ++y) {
+        for (int64_t x = 0; x < p.output.w; ++x) {
+          const int64_t at = p.output.at(n, k, y, x);
+          double sum = p.bias ? bias.get(k) : 0;
+          const double g =
+              grad.get(at) *
+              (output_of != nullptr ? activation_derivative(p.activation, output_of->get(at)) : 1);
+          e.grad_bias[static_cast<size_t>(k)] += g;
+          for (int64_t tap = 0; tap < 9; ++tap) {
+            const int64_t h = y - p.padding[0] + tap / 3, w = x - p.padding[1] + tap % 3;
+            if (h < 0 || h >= p.input.h || w < 0 || w >= p.input.w) continue;
+            for (int64_t c = 0; c < p.input.c; ++c) {
+              const int64_t from = p.input.at(n, c, h, w), filter = weight_at(p, k, c, tap);
+              sum += input.get(from) * weight.get(filter);
+              e.grad_input[static_cast<size_t>(from)] += g * weight.get(filter);
+              e.grad_weight[static_cast<size_t>(filter)] += g * input.get(from);
+            }
+          }
+          e.output[static_cast<size_t>(at)] = activated(p.activation, sum);
+        }
+      }
+    }
+  }
+  return e;
+}
+
+Problem draw(Random& random) {
+  for (;;) {
+    Problem p{};
+    p.dtype = static_cast<DType>(random.between(1, 3));
+    for (int64_t& padding : p.padding) padding = random.chance(60) ? 1 : random.between(0, 4);
+    p.input = {random.between(1, 3), random.chance(20) ? random.between(10, 40) : random.between(1, 9),
+               random.between(1, 14), random.between(1, 30), random.chance(40)};
+    const int64_t h = p.input.h + 2 * p.padding[0] - 2, w = p.input.w + 2 * p.padding[1] - 2;
+    if (h < 1 || w < 1) continue;
+    p.output = {p.input.n, random.chance(20) ? random.between(10, 40) : random.between(1, 9), h, w,
+                random.chance(10) ? !p.input.channels_last : p.input.channels_last};
+    p.weight_channels_last = random.chance(40);
+    p.bias = random.chance(60);
+    p.chunk = random.chance(70) ? 64 : random.between(1, 3);
+    p.split = random.between(1, 9);
+    p.activation = static_cast<Activation>(random.chance(50) ? 0 : random.between(1, 3));
+    return p;
+  }
+}
+
+std::string describe(const Problem& p, int64_t number) {
+  char text[240];
+  std::snprintf(text, sizeof(text),
+                "winograd case %lld %s input %lldx%lldx%lldx%lld output %lldx%lldx%lld%s padding %lld,%lld "
+                "activation %d chunk %lld split %lld",
+                (long long)number, name_of(p.dtype), (long long)p.input.n, (long long)p.input.c,
+                (long long)p.input.h, (long long)p.input.w, (long long)p.output.c, (long long)p.output.h,
+                (long long)p.output.w, p.input.channels_last ? " channels_last" : "", (long long)p.padding[0],
+                (long long)p.padding[1], static_cast<int>(p.activation), (long long)p.chunk,
+                (long long)p.split);
+  return text;
+}
+
+}  // namespace
+
+void test_conv2d_winograd(int cases) {
+  const auto all =
+      tables(cpu::baseline::winograd_kernels, cpu::avx2::winograd_kernels, cpu::avx512::winograd_kernels);
+  for (int number = 0; number < cases; ++number) {
+    Random random(static_cast<uint64_t>(number));
+    const Problem p = draw(random);
+    Buffer input(p.dtype, p.input.size()), weight(p.dtype, p.output.c * p.input.c * 9);
+    Buffer bias(p.dtype, p.output.c), grad(p.dtype, p.output.size());
+    for (Buffer* buffer : {&input, &weight, &bias, &grad}) buffer->randomise(random);
+    for (int isa = 0; isa < all.count; ++isa) {
+      const std::string what = std::string(all.name(isa)) + " " + describe(p, number);
+      Buffer output(p.dtype, p.output.size()), grad_input(p.dtype, p.input.size());
+      Buffer grad_weight(p.dtype, weight.size()), grad_bias(p.dtype, p.output.c);
+      run_filter(*all.table[isa], p, images_of(p.input, input, nullptr, Activation::kNone), p.padding[0],
+                 p.padding[1], weight, false, p.bias ? &bias : nullptr, p.activation, p.output, output);
+      const Buffer* derived = p.activation != Activation::kNone ? &output : nullptr;
+      run_filter(*all.table[isa], p, images_of(p.output, grad, derived, p.activation), 2 - p.padding[0],
+                 2 - p.padding[1], weight, true, nullptr, Activation::kNone, p.input, grad_input);
+      run_weight(*all.table[isa], p, input, grad, derived, grad_weight, grad_bias);
+
+      const Expected e = naive(p, input, weight, bias, grad, derived);
+      const int64_t pixels = p.output.n * p.output.h * p.output.w;
+      // The transforms enlarge the rounding errors.
+      const double magnitude = 4;
+      expect_close(output, e.output, p.input.c * 9, magnitude, what + ": output");
+      expect_close(grad_input, e.grad_input, p.output.c * 9, magnitude, what + ": gradient of the input");
+      expect_close(grad_weight, e.grad_weight, pixels, magnitude, what + ": gradient of the weight");
+      expect_close(grad_bias, e.grad_bias, pixels, 1, what + ": gradient of the bias");
+    }
+  }
+}
+
+}  // namespace d2lfast::test

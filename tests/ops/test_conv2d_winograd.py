@@ -1,0 +1,154 @@
+"""Winograd's F(4x4, 3x3), forced, with its numerics and what it does with values that are not finite."""
+
+import pytest
+import torch
+from ops.op_tester import OpTester
+from ops.test_conv2d import conv
+
+import d2lfast
+from d2lfast.nn import functional as F
+
+# Relative error in the L2 norm on unit-normal data.
+LARGEST_ERROR = 5e-6
+
+
+def named(id, *arguments, **options):
+    return pytest.param(conv(*arguments, algorithm="winograd", **options), id=id)
+
+
+class TestConv2dWinograd(OpTester):
+    operator = "conv2d"
+    cases = (
+        named("whole_tiles", (2, 16, 8, 8), (32, 16, 3, 3), padding=1),
+        named("odd", (2, 20, 13, 17), (37, 20, 3, 3), padding=1),
+        named("7x7", (3, 33, 7, 7), (35, 33, 3, 3), padding=1),
+        named("one_channel", (2, 1, 9, 9), (1, 1, 3, 3), padding=1),
+        named("valid", (1, 3, 9, 30), (5, 3, 3, 3), bias=False),
+        named("one_result", (2, 5, 3, 3), (6, 5, 3, 3)),
+        named("padding_2", (2, 8, 6, 5), (7, 8, 3, 3), padding=2),
+        named("padding_over_kernel", (1, 4, 4, 3), (5, 4, 3, 3), padding=(4, 3)),
+        named("pixel", (2, 7, 1, 1), (5, 7, 3, 3), padding=1),
+        named("long_rows", (1, 6, 5, 203), (9, 6, 3, 3), padding=1),
+        named("empty_batch", (0, 3, 8, 8), (4, 3, 3, 3)),
+        named("unbatched", (3, 9, 9), (4, 3, 3, 3), padding=1),
+        named("relu", (2, 8, 16, 16), (16, 8, 3, 3), padding=1, activation="relu"),
+        named("sigmoid", (2, 8, 13, 13), (6, 8, 3, 3), activation="sigmoid"),
+        named("tanh", (2, 8, 13, 13), (6, 8, 3, 3), padding=1, activation="tanh"),
+        named("5x5_is_the_tables", (2, 3, 9, 9), (4, 3, 5, 5)),
+        # The filters are transformed by blocks of channels.
+        named("large_filters", (1, 260, 6, 6), (200, 260, 3, 3), padding=1),
+    )
+    small_cases = (
+        named("plain", (2, 3, 5, 6), (4, 3, 3, 3), padding=1),
+        named("relu", (2, 2, 6, 7), (3, 2, 3, 3), activation="relu"),
+        named("unbatched_tanh", (3, 5, 6), (4, 3, 3, 3), padding=2, activation="tanh"),
+    )
+    nonfinite_cases = (
+        named("plain", (2, 4, 9, 9), (5, 4, 3, 3)),
+        named("padded", (2, 4, 9, 9), (5, 4, 3, 3), padding=1),
+        named("relu", (2, 4, 9, 9), (5, 4, 3, 3), padding=1, activation="relu"),
+        named("sigmoid", (2, 4, 9, 9), (5, 4, 3, 3), padding=1, activation="sigmoid"),
+    )
+    refused = (named("channels", (2, 3, 8, 8), (4, 5, 3, 3)),)
+    threaded = (
+        conv((5, 16, 30, 30), (24, 16, 3, 3), padding=1, algorithm="winograd"),
+        conv((1, 64, 31, 31), (48, 64, 3, 3), padding=1, activation="relu", algorithm="winograd"),
+        conv((2, 200, 7, 7), (210, 200, 3, 3), padding=1, algorithm="winograd"),
+    )
+    exported = named("exported", (3, 4, 9, 9), (6, 4, 3, 3), padding=1).values[0]
+
+
+def gradients(algorithm, input, weight, bias, grad, **options):
+    leaves = [t.detach().clone(memory_format=torch.preserve_format) for t in (input, weight, bias)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    with d2lfast.conv2d_algorithm(algorithm):
+        output = F.conv2d(*leaves, **options)
+        return (output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype)))
+
+
+NAMES = ("output", "gradient of the input", "gradient of the weight", "gradient of the bias")
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("channels", "size"), [(64, 56), (128, 28), (256, 14), (512, 7)])
+def test_error(channels, size, memory_format):
+    torch.manual_seed(0)
+    x = torch.randn(2, channels, size, size).to(memory_format=memory_format)
+    weight = torch.randn(channels, channels, 3, 3).to(memory_format=memory_format)
+    bias, grad = torch.randn(channels), torch.randn_like(x)
+    ours = gradients("winograd", x, weight, bias, grad, padding=1)
+    exact = gradients("aten", x.double(), weight.double(), bias.double(), grad, padding=1)
+    for name, a, b in zip(NAMES, ours, exact):
+        error = ((a - b).norm() / b.norm()).item()
+        assert error <= LARGEST_ERROR, (name, error)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e38])
+@pytest.mark.parametrize("where", range(4))
+@pytest.mark.parametrize("activation", ["none", "relu", "sigmoid"])
+def test_one_value_does_not_spread(value, where, activation):
+    """One bad element, and a finite one that overflows in the transform: `aten` does the pass over."""
+    if value == 1e38 and activation == "sigmoid":
+        pytest.skip("its derivative near 1 is rounding, here times 1e38")
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, 6, 13, 13), torch.randn(7, 6, 3, 3), torch.randn(7), torch.randn(2, 7, 13, 13)]
+    flat = tensors[where].view(-1)
+    flat[flat.numel() // 2 + 1] = value
+    ours = gradients("winograd", *tensors, padding=1, activation=activation)
+    theirs = gradients("aten", *tensors, padding=1, activation=activation)
+    for name, a, b in zip(NAMES, ours, theirs):
+        assert torch.equal(a.isnan(), b.isnan()), name
+        assert torch.equal(a.isinf(), b.isinf()), name
+        scale = torch.nan_to_num(b, 0, 0, 0).abs().max().item()
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(scale, 1), equal_nan=True, msg=name)
+
+
+SHAPES = ((4, 64, 28, 28), (64, 64, 3, 3))
+
+
+def test_table_and_explain():
+    names = d2lfast.explain("conv2d", *SHAPES, padding=1)
+    assert names == {"forward": "winograd", "grad_input": "winograd", "grad_weight": "winograd"}
+    for other in (
+        d2lfast.explain("conv2d", *SHAPES, padding=1, dtype=torch.float64),
+        d2lfast.explain("conv2d", *SHAPES, padding=1, stride=2),
+        d2lfast.explain("conv2d", *SHAPES, padding=1, dilation=2),
+        d2lfast.explain("conv2d", (4, 64, 28, 28), (64, 32, 3, 3), padding=1, groups=2),
+    ):
+        assert "winograd" not in other.values()
+
+
+def test_it_can_be_forbidden():
+    backend = d2lfast.backends.conv2d
+    assert backend.allow_winograd
+    x, weight = torch.randn(SHAPES[0]), torch.randn(SHAPES[1])
+    with d2lfast.conv2d_algorithm("winograd"):
+        forced = F.conv2d(x, weight)
+    allowed = F.conv2d(x, weight)
+    assert torch.equal(allowed, forced)
+    with backend.flags(allow_winograd=False):
+        assert not backend.allow_winograd
+        assert "winograd" not in d2lfast.explain("conv2d", *SHAPES, padding=1).values()
+        forbidden = F.conv2d(x, weight)
+        with d2lfast.conv2d_algorithm("winograd"):
+            assert d2lfast.explain("conv2d", *SHAPES, padding=1)["forward"] == "winograd"
+    assert backend.allow_winograd
+    assert not torch.equal(forbidden, forced)
+    with d2lfast.conv2d_algorithm("direct"):
+        assert not torch.equal(F.conv2d(x, weight), forced)
+
+
+def test_double_backward_is_torchs():
+    """Under create_graph the gradient consists of torch's operators, in full precision."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 16, 9, 9, requires_grad=True), torch.randn(16, 16, 3, 3, requires_grad=True)
+    grads = []
+    for convolve in (F.conv2d, torch.nn.functional.conv2d):
+        output = convolve(x, weight, padding=1)
+        grads.append(
+            torch.autograd.grad(output.square().sum() * 0 + output.sum(), (x, weight), create_graph=True)
+        )
+    for a, b in zip(*grads):
+        assert torch.equal(a, b)

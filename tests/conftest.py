@@ -1,5 +1,8 @@
 import os
 
+# The cache of whole traces does not see a changed schema of a private operator, whose call it holds.
+os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
+
 import pytest
 import torch
 

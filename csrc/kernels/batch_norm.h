@@ -7,35 +7,42 @@
 
 namespace d2lfast {
 
-// A matrix of `rows` rows at a distance of `pitch` elements; every tensor of a call has this shape and
-// pitch. In the plane kernels all of it belongs to one channel (a row is an image's plane) and center,
-// scale, slope and offset point at one value each; in the column kernels they point at [columns] values.
-// They are of accumulator type and owned by the caller. `result` may be no other tensor of the call.
+// A matrix of `rows` rows at a distance of `pitch` elements (negative where the rows are taken from the last
+// to the first); every tensor of a call has this shape and pitch. In the plane kernels all of it belongs to
+// one channel (a row is an image's plane) and center, scale, shift, slope and offset point at one value each;
+// in the column kernels they point at [columns] values. They are of accumulator type and owned by the caller.
+// `result` may be `input`, `residual` or `gradient`, but may not overlap them otherwise.
 struct BatchNormParams {
   int64_t rows, columns, pitch;
   Activation activation;
+  bool stream;  // write past the caches; every row of the results then begins at a cache line
   const void* input;
   const void* residual;   // or null
   const void* gradient;   // of the output
-  const void* activated;  // the output; read where activation is not none
+  const void* activated;  // the output; read by the gradients of sigmoid and tanh
+  // One bit for each element, set where ReLU lets the gradient pass; a row begins at a byte. Written by
+  // normalize, if not null; without it the gradient of ReLU computes the forward's sign again.
+  uint8_t* mask;
+  int64_t mask_pitch;
   void* result;
   void* grad_residual;  // or null
   const void* center;
   const void* scale;
-  const void* slope;  // or null: the gradient has only its first term
-  const void* offset;
-  double* sums;  // [2] or [2][columns], written
+  const void* shift;   // of the forward
+  const void* slope;   // or null: the gradient is g * scale
+  const void* offset;  // of the gradient
+  double* sums;        // [2] or [2][columns], written
 };
 
 struct BatchNormKernels {
   using Kernel = void (*)(const BatchNormParams& params);
   // Sums of d = input - center and of d * d.
   Kernel plane_moments[kNumDTypes], column_moments[kNumDTypes];
-  // result = activation(d * scale + offset + residual)
+  // result = activation(d * scale + shift + residual)
   Kernel plane_normalize[kNumDTypes], column_normalize[kNumDTypes];
-  // Sums of g = gradient * activation'(activated) and of g * d.
+  // Sums of g, the gradient before the activation, and of g * d.
   Kernel plane_gradient_sums[kNumDTypes], column_gradient_sums[kNumDTypes];
-  // result = g * scale + d * slope + offset; grad_residual = g
+  // result = (g + offset + d * slope) * scale; grad_residual = g
   Kernel plane_gradient[kNumDTypes], column_gradient[kNumDTypes];
 };
 

@@ -2,6 +2,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/native_batch_norm_backward.h>
+#include <ATen/ops/ones_like.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -95,24 +96,25 @@ at::Tensor forward_dispatch(const at::Tensor& input, const OptionalTensor& weigh
                  residual);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> train_dispatch(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> saving_dispatch(
     const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& running_mean, const OptionalTensor& running_var, double momentum, double eps,
-    std::string_view activation, const OptionalTensor& residual) {
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double momentum,
+    double eps, std::string_view activation, const OptionalTensor& residual) {
   static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("d2lfast::_batch_norm_act_train", "")
-                             .typed<decltype(train_dispatch)>();
-  return op.call(input, weight, bias, running_mean, running_var, momentum, eps, activation, residual);
+                             .findSchemaOrThrow("d2lfast::_batch_norm_act_saving", "")
+                             .typed<decltype(saving_dispatch)>();
+  return op.call(input, weight, bias, running_mean, running_var, training, momentum, eps, activation,
+                 residual);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_dispatch(
     const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
-    const at::Tensor& mean, const at::Tensor& spread, const OptionalTensor& output, bool training, double eps,
+    const at::Tensor& statistics, const OptionalTensor& output, const OptionalTensor& mask, bool training,
     std::string_view activation, std::array<bool, 4> output_mask) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_batch_norm_act_backward", "")
                              .typed<decltype(backward_dispatch)>();
-  return op.call(grad_output, input, weight, mean, spread, output, training, eps, activation, output_mask);
+  return op.call(grad_output, input, weight, statistics, output, mask, training, activation, output_mask);
 }
 
 class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
@@ -120,32 +122,28 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
   static Variable forward(AutogradContext* ctx, const Variable& input, const OptionalTensor& weight,
                           const OptionalTensor& bias, const OptionalTensor& residual,
                           const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                          bool training, double momentum, double eps, std::string_view activation) {
+                          bool training, double momentum, double eps, std::string_view activation_name) {
     at::AutoDispatchBelowAutograd guard;
-    Variable output, mean, invstd, saved_mean, saved_var;
-    if (training) {
-      std::tie(output, mean, invstd) =
-          train_dispatch(input, weight, bias, running_mean, running_var, momentum, eps, activation, residual);
-    } else {
-      output = forward_dispatch(input, weight, bias, running_mean, running_var, false, momentum, eps,
-                                activation, residual);
-      saved_mean = *running_mean;
-      saved_var = *running_var;
-    }
-    const bool keeps_output = parse_activation(activation) != Activation::kNone;
-    ctx->save_for_backward({input, given(weight) ? *weight : Variable(), mean, invstd, saved_mean, saved_var,
-                            keeps_output ? output : Variable()});
-    ctx->saved_data["given"] = std::vector<int64_t>{1, given(weight), given(bias), given(residual)};
+    const Activation activation = parse_activation(activation_name);
+    auto [output, statistics, mask] = saving_dispatch(input, weight, bias, running_mean, running_var,
+                                                      training, momentum, eps, activation_name, residual);
+    // The running statistics serve the double backward of evaluation.
+    ctx->save_for_backward({input, given(weight) ? *weight : Variable(), statistics,
+                            keeps_output(activation) ? output : Variable(),
+                            keeps_mask(activation, given(residual)) ? mask : Variable(),
+                            training ? Variable() : *running_mean, training ? Variable() : *running_var});
+    ctx->saved_data["given"] = 1 | given(weight) << 1 | given(bias) << 2 | given(residual) << 3;
     ctx->saved_data["training"] = training;
     ctx->saved_data["eps"] = eps;
-    ctx->saved_data["activation"] = std::string(activation);
+    ctx->saved_data["activation"] = std::string(activation_name);
     return output;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const auto saved = ctx->get_saved_variables();
-    const auto &input = saved[0], &weight = saved[1], &output = saved[6];
-    const auto present = ctx->saved_data["given"].toIntVector();
+    const auto &input = saved[0], &weight = saved[1], &statistics = saved[2], &output = saved[3],
+               &relu_mask = saved[4];
+    const auto present = ctx->saved_data["given"].toInt();
     const bool training = ctx->saved_data["training"].toBool();
     const double eps = ctx->saved_data["eps"].toDouble();
     const auto name = ctx->saved_data["activation"].toStringRef();
@@ -153,26 +151,37 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     // needs_input_grad counts the tensors that were given.
     std::array<bool, 4> mask{};
     for (size_t i = 0, position = 0; i < 4; ++i) {
-      if (present[i]) mask[i] = ctx->needs_input_grad(position++);
+      if (present >> i & 1) mask[i] = ctx->needs_input_grad(position++);
     }
     variable_list grads(10);
     if (!grad_outputs[0].defined()) return grads;
     const Variable& grad = grad_outputs[0];
+    const auto run = [&](const Variable& gradient, std::array<bool, 4> wanted) {
+      return backward_dispatch(gradient, input, optional(weight), statistics, optional(output),
+                               optional(relu_mask), training, name, wanted);
+    };
     if (at::GradMode::is_enabled()) {
-      // create_graph: the gradient from differentiable operators.
-      const auto before = activation_backward(grad, output, activation);
+      // create_graph: the gradient from differentiable operators. That of ReLU is constant where it is not 0.
+      Variable decides = output;
+      if (activation == Activation::kReLU) {
+        at::NoGradGuard no_grad;
+        decides = std::get<3>(run(at::ones_like(input), {false, false, false, true}));
+      }
+      const auto before = activation_backward(grad, decides, activation);
       // torch wants parameters of the type of the statistics, which is float32 for 16-bit inputs.
-      const auto parameter = training && weight.defined() ? weight.to(saved[2].scalar_type()) : weight;
+      const auto parameter = training && weight.defined() ? weight.to(statistics.scalar_type()) : weight;
+      const auto row = [&](int64_t i) {
+        return training ? OptionalTensor(statistics.select(0, i)) : OptionalTensor();
+      };
       std::tie(grads[0], grads[1], grads[2]) = at::native_batch_norm_backward(
-          before, input, optional(parameter), optional(saved[4]), optional(saved[5]), optional(saved[2]),
-          optional(saved[3]), training, eps, {mask[0], mask[1], mask[2]});
+          before, input, optional(parameter), optional(saved[5]), optional(saved[6]), row(0), row(1),
+          training, eps, {mask[0], mask[1], mask[2]});
       grads[3] = before;
     } else {
       // Without an activation the residual's gradient is the output's.
       const bool fused_residual = mask[3] && activation != Activation::kNone;
-      std::tie(grads[0], grads[1], grads[2], grads[3]) = backward_dispatch(
-          grad, input, optional(weight), training ? saved[2] : saved[4], training ? saved[3] : saved[5],
-          optional(output), training, eps, name, {mask[0], mask[1], mask[2], fused_residual});
+      std::tie(grads[0], grads[1], grads[2], grads[3]) =
+          run(grad, {mask[0], mask[1], mask[2], fused_residual});
       if (!fused_residual) grads[3] = grad;
     }
     for (int i = 0; i < 4; ++i) {
@@ -217,14 +226,14 @@ at::Tensor forward_inplace(const at::Tensor& input, const OptionalTensor& weight
   return output;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> train_inplace(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> saving_inplace(
     const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& running_mean, const OptionalTensor& running_var, double momentum, double eps,
-    std::string_view activation, const OptionalTensor& residual) {
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double momentum,
+    double eps, std::string_view activation, const OptionalTensor& residual) {
   at::AutoDispatchBelowADInplaceOrView guard;
-  const auto results =
-      train_dispatch(input, weight, bias, running_mean, running_var, momentum, eps, activation, residual);
-  bump_versions(running_mean, running_var);
+  const auto results = saving_dispatch(input, weight, bias, running_mean, running_var, training, momentum,
+                                       eps, activation, residual);
+  if (training) bump_versions(running_mean, running_var);
   return results;
 }
 
@@ -235,26 +244,27 @@ TORCH_LIBRARY_FRAGMENT(d2lfast, m) {
       "batch_norm_act(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, bool training, float momentum, float eps, str activation=\"none\", "
       "Tensor? residual=None) -> Tensor");
+  // statistics: [3,C] of mean, 1 / sqrt(variance + eps) and the shift of the normalisation, of accumulator
+  // type; mask: ReLU's decisions where a residual took part in them, else empty.
   m.def(
-      "_batch_norm_act_train(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
-      "Tensor(b!)? running_var, float momentum, float eps, str activation, Tensor? residual) "
-      "-> (Tensor, Tensor, Tensor)");
-  // `spread` is 1 / sqrt(variance + eps) of the batch in training, else the running variance.
+      "_batch_norm_act_saving(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, bool training, float momentum, float eps, str activation, Tensor? residual) "
+      "-> (Tensor output, Tensor statistics, Tensor mask)");
   m.def(
-      "_batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, "
-      "Tensor spread, Tensor? output, bool training, float eps, str activation, bool[4] output_mask) "
+      "_batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor statistics, "
+      "Tensor? output, Tensor? mask, bool training, str activation, bool[4] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(d2lfast, Autograd, m) {
   m.impl("batch_norm_act", forward_autograd);
-  m.impl("_batch_norm_act_train", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_batch_norm_act_saving", torch::autograd::autogradNotImplementedFallback());
   m.impl("_batch_norm_act_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(d2lfast, ADInplaceOrView, m) {
   m.impl("batch_norm_act", forward_inplace);
-  m.impl("_batch_norm_act_train", train_inplace);
+  m.impl("_batch_norm_act_saving", saving_inplace);
 }
 
 }  // namespace d2lfast::ops

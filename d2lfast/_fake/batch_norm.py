@@ -1,5 +1,7 @@
 """Shape functions of the batch normalisation operators."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
@@ -51,19 +53,32 @@ def _batch_norm_act(
     return _like(input)
 
 
-@torch.library.register_fake("d2lfast::_batch_norm_act_train")
-def _batch_norm_act_train(
-    input, weight, bias, running_mean, running_var, momentum, eps, activation, residual
+def _mask_size(input: Tensor) -> list[int]:
+    # The rule of csrc/ops/cpu/batch_norm_geometry.h.
+    batch, channels = input.shape[:2]
+    pixels = prod(input.shape[2:])
+    if suggest_memory_format(input) is torch.contiguous_format:
+        return [batch * channels, (pixels + 7) // 8]
+    return [batch * pixels, (channels + 7) // 8]
+
+
+@torch.library.register_fake("d2lfast::_batch_norm_act_saving")
+def _batch_norm_act_saving(
+    input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual
 ):
     _check(input, weight, bias, running_mean, running_var, residual)
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    statistics = [input.new_empty([input.shape[1]], dtype=dtype) for _ in range(2)]
-    return _like(input), *statistics
+    keeps_mask = activation == "relu" and residual is not None
+    return (
+        _like(input),
+        input.new_empty([3, input.shape[1]], dtype=dtype),
+        input.new_empty(_mask_size(input) if keeps_mask else [0], dtype=torch.uint8),
+    )
 
 
 @torch.library.register_fake("d2lfast::_batch_norm_act_backward")
 def _batch_norm_act_backward(
-    grad_output, input, weight, mean, spread, output, training, eps, activation, output_mask
+    grad_output, input, weight, statistics, output, mask, training, activation, output_mask
 ):
     wants_input, wants_weight, wants_bias, wants_residual = output_mask
     channels = input.shape[1]

@@ -22,7 +22,7 @@ struct Problem {
   DType dtype;
   int64_t rows, columns, pitch;
   Activation activation;
-  bool by_column, residual, grad_residual;
+  bool by_column, residual, grad_residual, mask, reversed;
 
   // The last row ends at its last column, not at its pitch.
   int64_t size() const { return (rows - 1) * pitch + columns; }
@@ -39,6 +39,8 @@ Problem draw(Random& random) {
   p.activation = static_cast<Activation>(random.chance(40) ? 0 : random.between(1, 3));
   p.residual = random.chance(40);
   p.grad_residual = random.chance(40);
+  p.mask = p.residual || random.chance(30);
+  p.reversed = random.chance(30);
   return p;
 }
 
@@ -49,17 +51,27 @@ void test_one(const BatchNormKernels& table, const Problem& p, Random random, co
   Buffer output(p.dtype, p.size()), result(p.dtype, p.size()), grad_residual(p.dtype, p.size());
   for (Buffer* buffer : {&input, &residual, &gradient}) buffer->randomise(random);
   Buffer center(accumulator, p.channels()), scale(accumulator, p.channels());
-  Buffer slope(accumulator, p.channels()), offset(accumulator, p.channels());
-  for (Buffer* buffer : {&center, &scale, &slope, &offset}) buffer->randomise(random);
+  Buffer slope(accumulator, p.channels()), offset(accumulator, p.channels()),
+      shift(accumulator, p.channels());
+  for (Buffer* buffer : {&center, &scale, &slope, &offset, &shift}) buffer->randomise(random);
   Exact<double> sums(2 * p.channels());
+  const int64_t mask_pitch = (p.columns + 7) / 8;
+  Exact<uint8_t> mask(p.rows * mask_pitch);
 
   BatchNormParams params{};
   params.rows = p.rows;
   params.columns = p.columns;
-  params.pitch = p.pitch;
+  params.pitch = p.reversed ? -p.pitch : p.pitch;
+  params.mask_pitch = p.reversed ? -mask_pitch : mask_pitch;
   params.activation = p.activation;
-  params.input = input.data();
-  params.residual = p.residual ? residual.data() : nullptr;
+  const int64_t first = p.reversed ? (p.rows - 1) * p.pitch : 0;
+  const auto at_first = [&](Buffer& buffer) {
+    return static_cast<void*>(static_cast<char*>(buffer.data()) + first * size_of(p.dtype));
+  };
+  params.input = at_first(input);
+  params.residual = p.residual ? at_first(residual) : nullptr;
+  if (p.mask) params.mask = &mask[p.reversed ? (p.rows - 1) * mask_pitch : 0];
+  params.shift = shift.data();
   params.center = center.data();
   params.scale = scale.data();
   params.slope = slope.data();
@@ -101,16 +113,17 @@ void test_one(const BatchNormKernels& table, const Problem& p, Random random, co
   const auto unwritten = std::vector<double>(static_cast<size_t>(p.size()), NAN);
   std::vector<double> values(unwritten);
   each([&](int64_t at, int64_t c) {
-    const double y = (input.get(at) - center.get(c)) * scale.get(c) + offset.get(c);
+    const double y = (input.get(at) - center.get(c)) * scale.get(c) + shift.get(c);
     values[static_cast<size_t>(at)] = activated(p.activation, y + (p.residual ? residual.get(at) : 0));
   });
-  params.result = output.data();
+  params.result = at_first(output);
   (p.by_column ? table.column_normalize : table.plane_normalize)[dtype](params);
   expect_close(output, values, 4, 2, what + ": output");
   expect_gaps(output);
 
-  params.gradient = gradient.data();
-  params.activated = output.data();
+  params.gradient = at_first(gradient);
+  params.activated = at_first(output);
+  // From the output: the decisions of the mask, or of the second look at the input, have to agree with it.
   const auto g_of = [&](int64_t at) {
     return gradient.get(at) * activation_derivative(p.activation, output.get(at));
   };
@@ -126,11 +139,11 @@ void test_one(const BatchNormKernels& table, const Problem& p, Random random, co
   values = unwritten;
   each([&](int64_t at, int64_t c) {
     values[static_cast<size_t>(at)] =
-        g_of(at) * scale.get(c) + (input.get(at) - center.get(c)) * slope.get(c) + offset.get(c);
+        (g_of(at) + (input.get(at) - center.get(c)) * slope.get(c) + offset.get(c)) * scale.get(c);
     residual_values[static_cast<size_t>(at)] = g_of(at);
   });
-  params.result = result.data();
-  params.grad_residual = p.grad_residual ? grad_residual.data() : nullptr;
+  params.result = at_first(result);
+  params.grad_residual = p.grad_residual ? at_first(grad_residual) : nullptr;
   (p.by_column ? table.column_gradient : table.plane_gradient)[dtype](params);
   expect_close(result, values, 4, 2, what + ": gradient");
   expect_gaps(result);

@@ -1,0 +1,148 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "../activation.h"
+#include "../batch_norm.h"
+#include "../dtype.h"
+#include "batch_norm_runner.h"
+
+namespace d2lfast::ops {
+
+namespace {
+
+void check_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& statistics,
+                    const std::optional<at::Tensor>& output, const std::optional<at::Tensor>& mask,
+                    Activation activation) {
+  TORCH_CHECK(grad_output.sizes() == input.sizes() && grad_output.scalar_type() == input.scalar_type(),
+              "expected grad_output of size ", input.sizes(), " and type ", input.toString(), ", but got ",
+              grad_output.sizes(), " and ", grad_output.toString());
+  TORCH_CHECK(!keeps_output(activation) || (output.has_value() && output->sizes() == input.sizes() &&
+                                            output->scalar_type() == input.scalar_type()),
+              "expected the output of the activation");
+  if (mask.has_value() && mask->defined()) {
+    const auto size = batch_norm_mask_size(input, input.suggest_memory_format());
+    TORCH_CHECK(
+        mask->sizes() == at::IntArrayRef(size) && mask->scalar_type() == at::kByte && mask->is_contiguous(),
+        "expected a mask of size ", at::IntArrayRef(size), ", but got ", mask->sizes());
+  }
+  TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == 3 && statistics.size(1) == input.size(1),
+              "expected statistics of ", input.size(1), " channels");
+}
+
+// The sweeps of a gradient: the sums over each channel, if wanted, then the elementwise one, if wanted.
+// `finish` sets a channel's slope and offset once its sums are known.
+template <typename Finish>
+void sweep(BatchNormRunner& run, bool training, bool sums_wanted, bool sweeps, ChannelValues& first,
+           ChannelValues& second, const Finish& finish) {
+  constexpr int64_t kBlockElements = 16384;
+  const auto& g = run.geometry;
+  const auto& table = run.table;
+  if (!sums_wanted) {
+    if (sweeps) run.elementwise(table.plane_gradient, table.column_gradient);
+    return;
+  }
+  if (g.columns) {
+    // Without terms of the batch one sweep does both.
+    const bool joined = !training && sweeps;
+    run.column_sums(table.column_gradient_sums, first, second, joined ? table.column_gradient : nullptr);
+    if (training && sweeps) {
+      for (int64_t c = 0; c < g.channels; ++c) finish(c);
+      run.elementwise(table.plane_gradient, table.column_gradient);
+    }
+    return;
+  }
+  const int64_t block =
+      training ? g.batch : std::min(g.batch, std::max<int64_t>(1, kBlockElements / g.pixels));
+  at::parallel_for(0, g.channels, run.grain_of(g.count()), [&](int64_t from, int64_t to) {
+    for (int64_t c = from; c < to; ++c) {
+      for (int64_t image = 0; image < g.batch; image += block) {
+        const int64_t end = std::min(g.batch, image + block);
+        double sums[2];
+        BatchNormParams p = run.planes(c, image, end);
+        p.sums = sums;
+        run.run(table.plane_gradient_sums, p);
+        first[c] += sums[0];
+        second[c] += sums[1];
+        if (training) finish(c);
+        // The planes read last are still in the cache.
+        if (sweeps) run.run(table.plane_gradient, run.planes(c, image, end, true));
+      }
+    }
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
+    const at::Tensor& grad_output, const at::Tensor& input, const std::optional<at::Tensor>& weight,
+    const at::Tensor& statistics, const std::optional<at::Tensor>& output,
+    const std::optional<at::Tensor>& mask, bool training, std::string_view activation_name,
+    std::array<bool, 4> output_mask) {
+  const DType dtype = kernel_dtype(input, "d2lfast::batch_norm_act");
+  const Activation activation = parse_activation(activation_name);
+  check_backward(grad_output, input, statistics, output, mask, activation);
+  const auto format = input.suggest_memory_format();
+  const int64_t channels = input.size(1);
+  const auto [wants_input, wants_weight, wants_bias, wants_residual] = output_mask;
+  const auto parameter_options =
+      weight.has_value() && weight->defined() ? weight->options() : input.options();
+  const auto nothing = [&] { return at::empty({0}, input.options()); };
+  const auto like_input = [&] { return at::empty(input.sizes(), input.options().memory_format(format)); };
+  at::Tensor grad_input = wants_input ? like_input() : nothing();
+  at::Tensor grad_residual = wants_residual ? like_input() : nothing();
+  at::Tensor grad_weight = at::empty({wants_weight ? channels : 0}, parameter_options);
+  at::Tensor grad_bias = at::empty({wants_bias ? channels : 0}, parameter_options);
+  if (input.numel() == 0) {
+    grad_weight.zero_();
+    grad_bias.zero_();
+    return {grad_input, grad_weight, grad_bias, grad_residual};
+  }
+
+  const at::Tensor x = input.contiguous(format), gradient = grad_output.contiguous(format);
+  at::Tensor activated;
+  if (keeps_output(activation)) activated = output->contiguous(format);
+  const BatchNormGeometry g(x, format);
+  BatchNormRunner run(g, dtype, input.element_size());
+  run.base.activation = activation;
+  run.base.input = x.const_data_ptr();
+  run.base.gradient = gradient.const_data_ptr();
+  run.base.activated = activated.defined() ? activated.const_data_ptr() : nullptr;
+  if (activation == Activation::kReLU && mask.has_value() && mask->defined()) {
+    run.base.mask = const_cast<uint8_t*>(mask->const_data_ptr<uint8_t>());
+  }
+  // The gradient of the residual falls out of the sweep that writes the input's.
+  const at::Tensor scratch = wants_residual && !wants_input ? like_input() : grad_input;
+  run.base.result = scratch.mutable_data_ptr();
+  run.base.grad_residual = wants_residual ? grad_residual.mutable_data_ptr() : nullptr;
+  run.choose_stream();
+  run.batch_terms = training;
+  const bool sweeps = wants_input || wants_residual;
+  const bool sums_wanted = wants_weight || wants_bias || (training && sweeps);
+
+  Coefficients& k = run.coefficients;
+  const ChannelValues weights = read_channels(weight, channels, 1);
+  const ChannelValues means = read_channels(statistics.select(0, 0), channels, 0);
+  const ChannelValues inverses = read_channels(statistics.select(0, 1), channels, 0);
+  const ChannelValues shifts = read_channels(statistics.select(0, 2), channels, 0);
+  for (int64_t c = 0; c < channels; ++c) {
+    k.set(Coefficients::kCenter, c, means[c]);
+    k.set(Coefficients::kScale, c, weights[c] * inverses[c]);
+    k.set(Coefficients::kShift, c, shifts[c]);
+  }
+  ChannelValues first(channels), second(channels);
+  sweep(run, training, sums_wanted, sweeps, first, second, [&](int64_t c) {
+    k.set(Coefficients::kSlope, c, -inverses[c] * inverses[c] * second[c] / g.count());
+    k.set(Coefficients::kOffset, c, -first[c] / g.count());
+  });
+  if (wants_bias) write_channels(grad_bias, first);
+  if (wants_weight) {
+    for (int64_t c = 0; c < channels; ++c) second[c] *= inverses[c];
+    write_channels(grad_weight, second);
+  }
+  return {grad_input, grad_weight, grad_bias, grad_residual};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(d2lfast, CPU, m) { m.impl("_batch_norm_act_backward", backward_cpu); }
+
+}  // namespace d2lfast::ops

@@ -1,0 +1,159 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "../activation.h"
+#include "../batch_norm.h"
+#include "../dtype.h"
+#include "batch_norm_runner.h"
+
+namespace d2lfast::ops {
+
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
+
+// What backward needs beside the input: the arguments of _batch_norm_act_backward.
+struct Saved {
+  at::Tensor statistics, mask;
+};
+
+// mean, 1 / sqrt(variance + eps) rounded, and the variance, which is biased.
+struct Statistics {
+  ChannelValues mean, invstd, variance;
+  explicit Statistics(int64_t channels) : mean(channels), invstd(channels), variance(channels) {}
+  void set(int64_t channel, double center, double first, double second, int64_t count) {
+    const double distance = first / count;
+    mean[channel] = center + distance;
+    const double value = second / count - distance * distance;
+    variance[channel] = value < 0 ? 0 : value;
+  }
+};
+
+void train(BatchNormRunner& run, Statistics& s, DType dtype, double eps, const ChannelValues& weights,
+           const ChannelValues& biases) {
+  const auto& g = run.geometry;
+  auto& k = run.coefficients;
+  const auto finish = [&](int64_t c, double first, double second) {
+    s.set(c, k.get(Coefficients::kCenter, c), first, second, g.count());
+    s.invstd[c] = rounded(dtype, 1 / std::sqrt(s.variance[c] + eps));
+    k.set_normalize(c, s.mean[c], s.invstd[c], weights[c], biases[c]);
+  };
+  if (g.columns) {
+    ChannelValues first(g.channels), second(g.channels);
+    run.center_columns();
+    run.column_sums(run.table.column_moments, first, second);
+    for (int64_t c = 0; c < g.channels; ++c) finish(c, first[c], second[c]);
+    return run.elementwise(run.table.plane_normalize, run.table.column_normalize);
+  }
+  at::parallel_for(0, g.channels, run.grain_of(g.count()), [&](int64_t from, int64_t to) {
+    for (int64_t c = from; c < to; ++c) {
+      run.center_plane(c);
+      double sums[2];
+      BatchNormParams p = run.planes(c);
+      p.sums = sums;
+      run.run(run.table.plane_moments, p);
+      finish(c, sums[0], sums[1]);
+      // The planes read last are still in the cache.
+      run.run(run.table.plane_normalize, run.planes(c, true));
+    }
+  });
+}
+
+at::Tensor forward(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                   const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                   double momentum, double eps, std::string_view activation_name,
+                   const OptionalTensor& residual, Saved* saved) {
+  const DType dtype = check_batch_norm(input, weight, bias, running_mean, running_var, training, residual);
+  const Activation activation = parse_activation(activation_name);
+  const auto format = input.suggest_memory_format();
+  const at::Tensor source = input.contiguous(format);
+  const at::Tensor shortcut = given(residual) ? residual->contiguous(format) : at::Tensor();
+  const int64_t channels = input.size(1);
+  at::Tensor output = at::empty(input.sizes(), input.options().memory_format(format));
+  if (saved != nullptr) {
+    saved->statistics =
+        at::empty({3, channels}, input.options().dtype(accumulator_type(input.scalar_type())));
+    const bool bits = keeps_mask(activation, given(residual));
+    saved->mask = bits ? at::empty(batch_norm_mask_size(input, format), input.options().dtype(at::kByte))
+                       : at::empty({0}, input.options().dtype(at::kByte));
+  }
+  if (input.numel() == 0) {
+    if (saved != nullptr) saved->statistics.zero_();
+    return output;
+  }
+
+  const BatchNormGeometry g(source, format);
+  BatchNormRunner run(g, dtype, input.element_size());
+  run.base.activation = activation;
+  run.base.input = source.const_data_ptr();
+  run.base.residual = shortcut.defined() ? shortcut.const_data_ptr() : nullptr;
+  run.base.result = output.mutable_data_ptr();
+  if (saved != nullptr && saved->mask.numel() > 0) {
+    run.base.mask = saved->mask.mutable_data_ptr<uint8_t>();
+    std::fill(run.base.mask + g.mask_bytes(), run.base.mask + saved->mask.numel(), uint8_t{0});
+  }
+  run.choose_stream();
+  const ChannelValues weights = read_channels(weight, channels, 1), biases = read_channels(bias, channels, 0);
+  Statistics s(channels);
+  if (training) {
+    train(run, s, dtype, eps, weights, biases);
+  } else {
+    s.mean = read_channels(running_mean, channels, 0);
+    s.variance = read_channels(running_var, channels, 1);
+    for (int64_t c = 0; c < channels; ++c) {
+      s.invstd[c] = rounded(dtype, 1 / std::sqrt(s.variance[c] + eps));
+      run.coefficients.set_normalize(c, s.mean[c], s.invstd[c], weights[c], biases[c]);
+    }
+    run.elementwise(run.table.plane_normalize, run.table.column_normalize);
+  }
+
+  if (saved != nullptr) {
+    ChannelValues shifts(channels);
+    for (int64_t c = 0; c < channels; ++c) shifts[c] = run.coefficients.get(Coefficients::kShift, c);
+    write_channels(saved->statistics.select(0, 0), s.mean);
+    write_channels(saved->statistics.select(0, 1), s.invstd);
+    write_channels(saved->statistics.select(0, 2), shifts);
+  }
+  if (training && given(running_mean)) {
+    for (double& value : s.mean) value *= momentum;
+    write_channels(*running_mean, s.mean, 1 - momentum);
+  }
+  if (training && given(running_var)) {
+    const double unbiased = static_cast<double>(g.count()) / (g.count() - 1);
+    for (double& value : s.variance) value *= unbiased * momentum;
+    write_channels(*running_var, s.variance, 1 - momentum);
+  }
+  return output;
+}
+
+at::Tensor forward_cpu(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                       const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                       double momentum, double eps, std::string_view activation,
+                       const OptionalTensor& residual) {
+  return forward(input, weight, bias, running_mean, running_var, training, momentum, eps, activation,
+                 residual, nullptr);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_saving_cpu(
+    const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double momentum,
+    double eps, std::string_view activation, const OptionalTensor& residual) {
+  Saved saved;
+  at::Tensor output = forward(input, weight, bias, running_mean, running_var, training, momentum, eps,
+                              activation, residual, &saved);
+  return {std::move(output), std::move(saved.statistics), std::move(saved.mask)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
+  m.impl("batch_norm_act", forward_cpu);
+  m.impl("_batch_norm_act_saving", forward_saving_cpu);
+}
+
+}  // namespace d2lfast::ops

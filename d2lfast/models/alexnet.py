@@ -2,13 +2,11 @@
 
 from typing import Any
 
-from torch import Tensor, nn
-
 import d2lfast.nn
-from d2lfast.models.fusion import conv_act
+from d2lfast.models.classifier import ImageClassifier
 
 
-class AlexNet(nn.Module):
+class AlexNet(ImageClassifier):
     """Five convolutions and three large linear layers; 46,764,746 parameters for one channel and ten classes.
 
     Args:
@@ -33,13 +31,18 @@ class AlexNet(nn.Module):
         for _ in range(3):
             size = (size - 3) // 2 + 1
         self.net = layers.Sequential(
-            *conv_act(layers, in_channels, 96, 11, stride=4, padding=1),
+            layers.Conv2d(in_channels, 96, kernel_size=11, stride=4, padding=1),
+            layers.ReLU(),
             layers.MaxPool2d(kernel_size=3, stride=2),
-            *conv_act(layers, 96, 256, 5, padding=2),
+            layers.Conv2d(96, 256, kernel_size=5, padding=2),
+            layers.ReLU(),
             layers.MaxPool2d(kernel_size=3, stride=2),
-            *conv_act(layers, 256, 384, 3, padding=1),
-            *conv_act(layers, 384, 384, 3, padding=1),
-            *conv_act(layers, 384, 256, 3, padding=1),
+            layers.Conv2d(256, 384, kernel_size=3, padding=1),
+            layers.ReLU(),
+            layers.Conv2d(384, 384, kernel_size=3, padding=1),
+            layers.ReLU(),
+            layers.Conv2d(384, 256, kernel_size=3, padding=1),
+            layers.ReLU(),
             layers.MaxPool2d(kernel_size=3, stride=2),
             layers.Flatten(),
             layers.Linear(256 * size * size, 4096),
@@ -50,7 +53,3 @@ class AlexNet(nn.Module):
             layers.Dropout(0.5),
             layers.Linear(4096, num_classes),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of images."""
-        return self.net(x)

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-from torch import Tensor, nn
-
 import d2lfast.nn
-from d2lfast.models.fusion import conv_act, norm_act
+from d2lfast.models.classifier import ImageClassifier
 
 
-class LeNet(nn.Module):
+class LeNet(ImageClassifier):
     """LeNet-5 with sigmoids and average pooling; 61,706 parameters for one channel and ten classes.
 
     Args:
@@ -22,9 +20,11 @@ class LeNet(nn.Module):
     def __init__(self, num_classes: int = 10, in_channels: int = 1, *, layers: Any = d2lfast.nn) -> None:
         super().__init__()
         self.net = layers.Sequential(
-            *conv_act(layers, in_channels, 6, 5, padding=2, activation="sigmoid"),
+            layers.Conv2d(in_channels, 6, kernel_size=5, padding=2),
+            layers.Sigmoid(),
             layers.AvgPool2d(kernel_size=2, stride=2),
-            *conv_act(layers, 6, 16, 5, activation="sigmoid"),
+            layers.Conv2d(6, 16, kernel_size=5),
+            layers.Sigmoid(),
             layers.AvgPool2d(kernel_size=2, stride=2),
             layers.Flatten(),
             layers.Linear(16 * 5 * 5, 120),
@@ -34,12 +34,8 @@ class LeNet(nn.Module):
             layers.Linear(84, num_classes),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of images."""
-        return self.net(x)
 
-
-class BNLeNet(nn.Module):
+class BNLeNet(ImageClassifier):
     """LeNet with a batch normalisation before every sigmoid.
 
     44,878 parameters for one channel and ten classes. The first convolution has no padding. Arguments and
@@ -50,10 +46,12 @@ class BNLeNet(nn.Module):
         super().__init__()
         self.net = layers.Sequential(
             layers.Conv2d(in_channels, 6, kernel_size=5),
-            *norm_act(layers, 6, activation="sigmoid"),
+            layers.BatchNorm2d(6),
+            layers.Sigmoid(),
             layers.AvgPool2d(kernel_size=2, stride=2),
             layers.Conv2d(6, 16, kernel_size=5),
-            *norm_act(layers, 16, activation="sigmoid"),
+            layers.BatchNorm2d(16),
+            layers.Sigmoid(),
             layers.AvgPool2d(kernel_size=2, stride=2),
             layers.Flatten(),
             layers.Linear(16 * 4 * 4, 120),
@@ -64,10 +62,6 @@ class BNLeNet(nn.Module):
             layers.Sigmoid(),
             layers.Linear(84, num_classes),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of images."""
-        return self.net(x)
 
 
 def lenet(num_classes: int = 10, in_channels: int = 1, *, layers: Any = d2lfast.nn) -> LeNet:

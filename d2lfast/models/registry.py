@@ -1,109 +1,38 @@
-"""Every network by name: how to build it, what it is trained for, and the book's settings.
+"""Every network by name, with the book's settings.
 
 The command line, the benchmarks and the tests iterate over `NETWORKS`.
 """
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 import d2lfast.nn
-from d2lfast.models import recurrent
+from d2lfast.models import recurrent, recurrent_scratch
 from d2lfast.models.alexnet import AlexNet
-from d2lfast.models.init import init_cnn
-from d2lfast.models.language_model import RNNLM
+from d2lfast.models.batch_norm_scratch import BNLeNetScratch
+from d2lfast.models.course import CourseNet
+from d2lfast.models.densenet import DenseNet
+from d2lfast.models.googlenet import GoogLeNet
+from d2lfast.models.hello import HelloCell, HelloEmbedding, HelloRNN
+from d2lfast.models.init import init_cnn, init_cnn_normal
+from d2lfast.models.language_model import RNNLM, RNNLMScratch
 from d2lfast.models.lenet import BNLeNet, LeNet
+from d2lfast.models.linear import LinearRegression, LinearRegressionScratch, LogisticRegression
+from d2lfast.models.mlp import MLP, DropoutMLP, DropoutMLPScratch, MLPScratch
+from d2lfast.models.names import NameClassifier
+from d2lfast.models.network import Builder, Network
+from d2lfast.models.nin import NiN
+from d2lfast.models.regnet import RegNetX32
 from d2lfast.models.resnet import ResNet18
-from d2lfast.models.tasks import LOSSES, Example, Task, example
+from d2lfast.models.resnext import ResNeXt
+from d2lfast.models.softmax import SoftmaxRegression, SoftmaxRegressionScratch, cross_entropy
+from d2lfast.models.tasks import Task
+from d2lfast.models.toy_lenet import ToyLeNet
+from d2lfast.models.translation import Seq2Seq
+from d2lfast.models.vgg import VGG, VGG11, VGG11_SMALL
 
 __all__ = ["NETWORKS", "Network", "network"]
-
-Builder = Callable[..., nn.Module]
-
-
-@dataclass(frozen=True)
-class Network:
-    """One entry of the registry.
-
-    Attributes:
-        name: on the command line.
-        builder: `builder(**sizes, layers=namespace)`; `Task` names the sizes, which default to the book's.
-        section: of the book, or where else the network is from.
-        task: what it is trained for.
-        data: what it is trained on: "fashion-mnist", "time-machine", ...
-        shape: of one input: [C, H, W] of an image, [T] of a sequence, [features] otherwise.
-        lr, batch_size, epochs, optimizer, weight_decay, clip: the book's training; `optimizer` is "sgd" or
-            "adam", `clip` the largest norm of all gradients together, 0 for none.
-        init: fills the parameters of a module, for `Module.apply`; None leaves what the constructor chose.
-        input_tokens: size of the vocabulary of sequences.
-        outputs: classes, or size of the vocabulary of the answers.
-    """
-
-    name: str
-    builder: Builder
-    section: str
-    task: Task
-    data: str
-    shape: tuple[int, ...]
-    lr: float
-    batch_size: int = 128
-    epochs: int = 10
-    optimizer: str = "sgd"
-    weight_decay: float = 0.0
-    clip: float = 0.0
-    init: Callable[[nn.Module], None] | None = None
-    input_tokens: int = 0
-    outputs: int = 1
-
-    @property
-    def resize(self) -> int | None:
-        """Height and width that images are resized to; None for networks without images."""
-        return self.shape[-1] if len(self.shape) == 3 else None
-
-    def build(self, *, layers: Any = d2lfast.nn, seed: int | None = None, **sizes: Any) -> nn.Module:
-        """Return the network, initialised as the book trains it.
-
-        Args:
-            layers: `d2lfast.nn`, or `torch.nn` for the native twin.
-            seed: of the parameters; the same for both namespaces gives equal parameters. None draws them from
-                torch's generator as it stands.
-            sizes: what differs from the book, see `Task`.
-        """
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            model = self.builder(**sizes, layers=layers)
-            if self.init is not None:
-                model.apply(self.init)
-        return model
-
-    def twins(self, seed: int = 0, **sizes: Any) -> tuple[nn.Module, nn.Module]:
-        """Return the network and its native twin, with equal parameters."""
-        ours = self.build(seed=seed, **sizes)
-        native = self.build(layers=nn, seed=seed, **sizes)
-        native.load_state_dict(ours.state_dict())
-        return ours, native
-
-    def example(
-        self, batch_size: int | None = None, shape: tuple[int, ...] | None = None, seed: int = 0
-    ) -> Example:
-        """Draw a random batch of the kind that the network takes; sizes default to the book's."""
-        return example(
-            self.task,
-            shape or self.shape,
-            batch_size or self.batch_size,
-            self.input_tokens,
-            self.outputs,
-            seed,
-        )
-
-    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The loss of a batch, see `Task`."""
-        return LOSSES[self.task](outputs, target)
 
 
 def network(name: str) -> Network:
@@ -119,30 +48,132 @@ def network(name: str) -> Network:
         raise ValueError(f"no network is called {name!r}; perhaps {', '.join(close)}") from None
 
 
+def _regression(name: str, builder: Builder, section: str, **rest: Any) -> Network:
+    settings: dict[str, Any] = {
+        "data": "synthetic-regression", "shape": (2,), "lr": 0.03, "batch_size": 32, "epochs": 3, **rest
+    }  # fmt: skip
+    return Network(name, builder, section, Task.REGRESSION, **settings)
+
+
 def _images(name: str, builder: Builder, section: str, lr: float, size: int = 28, **rest: Any) -> Network:
     return Network(
         name, builder, section, Task.CLASSIFICATION, "fashion-mnist", (1, size, size), lr, outputs=10, **rest
     )
 
 
-def _rnn_lm(vocab_size: int = 28, num_hiddens: int = 32, *, layers: Any = d2lfast.nn) -> RNNLM:
-    return RNNLM(recurrent.RNN(vocab_size, num_hiddens, layers=layers), vocab_size, layers=layers)
+def _dense(kind: Any) -> Builder:
+    """Builds a network of linear layers for 28x28 images."""
+
+    def build(num_classes: int = 10, in_channels: int = 1, *, layers: Any = d2lfast.nn) -> Any:
+        return kind(num_outputs=num_classes, num_inputs=784 * in_channels, layers=layers)
+
+    return build
 
 
-def _language_model(name: str, builder: Builder, section: str, lr: float, epochs: int) -> Network:
+def _vgg(arch: Any) -> Builder:
+    def build(num_classes: int = 10, in_channels: int = 1, *, layers: Any = d2lfast.nn, **rest: Any) -> VGG:
+        return VGG(arch, num_classes, in_channels, layers=layers, **rest)
+
+    return build
+
+
+def _densenet(num_classes: int = 10, in_channels: int = 1, *, layers: Any = d2lfast.nn) -> DenseNet:
+    return DenseNet(num_classes=num_classes, in_channels=in_channels, layers=layers)
+
+
+def _resnext(num_classes: int = 10, in_channels: int = 1, *, layers: Any = d2lfast.nn) -> ResNeXt:
+    return ResNeXt(num_classes=num_classes, in_channels=in_channels, layers=layers)
+
+
+def _resnet18_small(num_classes: int = 10, in_channels: int = 1, *, layers: Any = d2lfast.nn) -> ResNet18:
+    return ResNet18(num_classes, in_channels, small_stem=True, layers=layers)
+
+
+def _language_model(
+    name: str, kind: Any, section: str, lr: float = 1.0, epochs: int = 100, **rest: Any
+) -> Network:
+    scratch = kind.__module__ == recurrent_scratch.__name__
+
+    def build(vocab_size: int = 28, num_hiddens: int = 32, *, layers: Any = d2lfast.nn) -> Any:
+        if scratch:
+            return RNNLMScratch(kind(vocab_size, num_hiddens, **rest), vocab_size)
+        return RNNLM(kind(vocab_size, num_hiddens, **rest, layers=layers), vocab_size, layers=layers)
+
     return Network(
-        name, builder, section, Task.LANGUAGE_MODEL, "time-machine", (32,), lr, batch_size=1024,
+        name, build, section, Task.LANGUAGE_MODEL, "time-machine", (32,), lr, batch_size=1024,
         epochs=epochs, clip=1.0, input_tokens=28, outputs=28,
     )  # fmt: skip
 
 
-NETWORKS: dict[str, Network] = {
-    entry.name: entry
-    for entry in (
-        _images("lenet", LeNet, "7.6", 0.1, init=init_cnn),
-        _images("bn-lenet", BNLeNet, "8.5", 0.1, init=init_cnn),
-        _images("alexnet", AlexNet, "8.1", 0.01, 224),
-        _images("resnet18", ResNet18, "8.6", 0.01, 96, init=init_cnn),
-        _language_model("rnn", _rnn_lm, "9.6", 1.0, 100),
-    )
-}
+def _hello(name: str, builder: Builder) -> Network:
+    return Network(
+        name, builder, "course", Task.LANGUAGE_MODEL, "hello", (5,), 0.05, batch_size=1, epochs=15,
+        optimizer="adam", input_tokens=4, outputs=4,
+    )  # fmt: skip
+
+
+_LINEAR = (
+    _regression("linear-scratch", LinearRegressionScratch, "3.4"),
+    _regression("linear", LinearRegression, "3.5"),
+    _regression(
+        "weight-decay", partial(LinearRegression, num_inputs=200), "3.7",
+        data="weight-decay", shape=(200,), lr=0.01, batch_size=5, epochs=10, weight_decay=3.0,
+    ),
+    Network(
+        "logistic", LogisticRegression, "course", Task.BINARY, "diabetes", (8,), 0.1, batch_size=64,
+        epochs=100,
+    ),
+)  # fmt: skip
+
+_IMAGES = (
+    _images(
+        "softmax-scratch", _dense(SoftmaxRegressionScratch), "4.4", 0.1, batch_size=256,
+        criterion=cross_entropy,
+    ),
+    _images("softmax", _dense(SoftmaxRegression), "4.5", 0.1, batch_size=256),
+    _images("mlp-scratch", _dense(MLPScratch), "5.2", 0.1, batch_size=256),
+    _images("mlp", _dense(MLP), "5.2", 0.1, batch_size=256),
+    _images("dropout-mlp-scratch", _dense(DropoutMLPScratch), "5.6", 0.1, batch_size=256),
+    _images("dropout-mlp", _dense(DropoutMLP), "5.6", 0.1, batch_size=256),
+    _images("lenet", LeNet, "7.6", 0.1, init=init_cnn),
+    _images("alexnet", AlexNet, "8.1", 0.01, 224),
+    _images("vgg11", _vgg(VGG11), "8.2", 0.01, 224, init=init_cnn),
+    _images("vgg11-small", _vgg(VGG11_SMALL), "8.2", 0.01, 224, init=init_cnn),
+    _images("nin", NiN, "8.3", 0.05, 224, init=init_cnn),
+    _images("googlenet", GoogLeNet, "8.4", 0.01, 96, init=init_cnn),
+    _images("bn-lenet-scratch", BNLeNetScratch, "8.5", 0.1, init=init_cnn),
+    _images("bn-lenet", BNLeNet, "8.5", 0.1, init=init_cnn),
+    _images("resnet18", ResNet18, "8.6", 0.01, 96, init=init_cnn),
+    _images("resnext", _resnext, "8.6", 0.01, 96, init=init_cnn),
+    _images("densenet", _densenet, "8.7", 0.01, 96),
+    _images("regnetx32", RegNetX32, "8.8", 0.05, 96),
+    _images("toy-lenet", ToyLeNet, "13.5", 0.2, batch_size=256),
+    _images("resnet18-small", _resnet18_small, "13.6", 0.1, batch_size=256, init=init_cnn_normal),
+    _images("course-net", CourseNet, "course", 0.01, batch_size=64),
+)  # fmt: skip
+
+_SEQUENCES = (
+    _language_model("rnn-scratch", recurrent_scratch.RNNScratch, "9.5"),
+    _language_model("rnn", recurrent.RNN, "9.6"),
+    _language_model("lstm-scratch", recurrent_scratch.LSTMScratch, "10.1", 4.0, 50),
+    _language_model("lstm", recurrent.LSTM, "10.1", 4.0, 50),
+    _language_model("gru-scratch", recurrent_scratch.GRUScratch, "10.2", 4.0, 50),
+    _language_model("gru", recurrent.GRU, "10.2", 4.0, 50),
+    _language_model("deep-rnn-scratch", recurrent_scratch.StackedRNNScratch, "10.3", 2.0, num_layers=2),
+    _language_model("deep-gru", recurrent.GRU, "10.3", 2.0, num_layers=2),
+    _language_model("bi-rnn-scratch", recurrent_scratch.BiRNNScratch, "10.4"),
+    _language_model("bi-gru", recurrent.BiGRU, "10.4"),
+    _hello("hello-cell", HelloCell),
+    _hello("hello-rnn", HelloRNN),
+    _hello("hello-embedding", HelloEmbedding),
+    Network(
+        "names", NameClassifier, "course", Task.NAMES, "names", (19,), 0.001, batch_size=256, epochs=100,
+        optimizer="adam", input_tokens=128, outputs=18,
+    ),
+    Network(
+        "seq2seq", Seq2Seq, "10.7", Task.TRANSLATION, "translation", (9,), 0.005, epochs=30,
+        optimizer="adam", clip=1.0, input_tokens=194, outputs=214,
+    ),
+)  # fmt: skip
+
+NETWORKS: dict[str, Network] = {entry.name: entry for entry in (*_LINEAR, *_IMAGES, *_SEQUENCES)}

@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 import d2lfast.nn
-from d2lfast.models.fusion import add_norm_act, conv, norm_act
+from d2lfast.models.blocks import norm_act
+from d2lfast.models.classifier import ImageClassifier
+from d2lfast.models.lazy import conv
 
 
 class Residual(nn.Module):
@@ -36,13 +38,13 @@ class Residual(nn.Module):
         self.conv1 = conv(layers, in_channels, num_channels, 3, padding=1, stride=strides)
         self.conv2 = layers.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
         self.conv3 = conv(layers, in_channels, num_channels, 1, stride=strides) if use_1x1conv else None
-        self.bn1, self.act1 = norm_act(layers, num_channels)
-        self.bn2 = layers.BatchNorm2d(num_channels)
+        self.bn1 = norm_act(layers, num_channels)
+        self.bn2 = norm_act(layers, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
-        y = self.conv2(self.act1(self.bn1(self.conv1(x))))
-        return add_norm_act(self.bn2, y, x if self.conv3 is None else self.conv3(x))
+        y = self.conv2(self.bn1(self.conv1(x)))
+        return self.bn2(y, x if self.conv3 is None else self.conv3(x))
 
 
 def residual_stage(
@@ -64,7 +66,7 @@ def residual_stage(
     return layers.Sequential(*blocks)
 
 
-class ResNet(nn.Module):
+class ResNet(ImageClassifier):
     """A residual network.
 
     Args:
@@ -90,11 +92,16 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if small_stem:
-            stem = [layers.Conv2d(in_channels, 64, kernel_size=3, padding=1), *norm_act(layers, 64)]
+            stem = [
+                layers.Conv2d(in_channels, 64, kernel_size=3, padding=1),
+                layers.BatchNorm2d(64),
+                layers.ReLU(),
+            ]
         else:
             stem = [
                 layers.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3),
-                *norm_act(layers, 64),
+                layers.BatchNorm2d(64),
+                layers.ReLU(),
                 layers.MaxPool2d(kernel_size=3, stride=2, padding=1),
             ]
         self.net = layers.Sequential(layers.Sequential(*stem))
@@ -107,10 +114,6 @@ class ResNet(nn.Module):
             channels = num_channels
         head = [layers.AdaptiveAvgPool2d((1, 1)), layers.Flatten(), layers.Linear(channels, num_classes)]
         self.net.add_module("last", layers.Sequential(*head))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of images."""
-        return self.net(x)
 
 
 class ResNet18(ResNet):

@@ -1,0 +1,124 @@
+"""Every network against its native twin: outputs, gradients, buffers, a curve of losses, state_dict."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from d2lfast.models.registry import NETWORKS
+
+# Smaller images where the architecture has room for them: a batch, the image's size, steps of training.
+SMALLER = {
+    "alexnet": (2, 96, 3),
+    "vgg11": (2, 32, 2),
+    "vgg11-small": (2, 32, 3),
+    "nin": (2, 80, 3),
+    "googlenet": (2, 48, 4),
+    "resnet18": (4, 48, 4),
+    "resnet18-small": (4, 12, 4),
+    "resnext": (4, 64, 6),
+    "densenet": (4, 48, 20),
+    "regnetx32": (4, 48, 20),
+}
+# Deep normalised networks magnify rounding: they learn slowly here, and their gradients may differ more.
+DEEP = ("resnet18", "resnext", "densenet", "regnetx32", "resnet18-small")
+RESIZABLE = ("alexnet", "vgg11", "vgg11-small")
+ALL = pytest.mark.parametrize("name", NETWORKS)
+
+
+def twins_of(name):
+    """The entry of the registry, its twins, a batch and a number of steps."""
+    network = NETWORKS[name]
+    batch, size, steps = SMALLER.get(name, (4, network.resize, 20))
+    shape = network.shape if network.resize is None else (1, size, size)
+    sizes = {"image_size": size} if name in RESIZABLE else {}
+    return network, *network.twins(**sizes), network.example(batch, shape), steps
+
+
+def wide(tensors):
+    return [t.double() if t.is_floating_point() else t for t in tensors]
+
+
+def gradients(network, model, inputs, target):
+    """The output in training, the gradients of all parameters in a row, and the buffers behind it."""
+    output = model(*inputs)
+    network.loss(output, target).backward()
+    return output.detach(), torch.cat([p.grad.flatten() for p in model.parameters()]), list(model.buffers())
+
+
+def off(value, reference):
+    """The distance of two tensors, or of two lists of them, relative to the reference's length."""
+    if isinstance(reference, list):
+        return max((off(*pair) for pair in zip(value, reference, strict=True)), default=0.0)
+    distance = (value.double() - reference.double()).norm()
+    return (distance / reference.double().norm().clamp_min(1e-30)).item()
+
+
+def without_dropout(model):
+    for module in model.modules():
+        for name in ("p", "dropout", "dropout_1", "dropout_2"):
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
+
+
+@ALL
+def test_outputs_gradients_and_buffers(name):
+    network, ours, native, (inputs, target), _ = twins_of(name)
+    # Masks differ between dtypes; the test of the curves has dropout.
+    without_dropout(ours)
+    without_dropout(native)
+    with torch.no_grad():
+        assert off(ours.eval()(*inputs), native.eval()(*inputs)) < 1e-5
+    ours.train()
+    native.train()
+    exact_ours, exact_native = copy.deepcopy(ours).double(), copy.deepcopy(native).double()
+    exact = gradients(network, exact_native, wide(inputs), *wide([target]))
+    for mine, theirs in zip(
+        gradients(network, exact_ours, wide(inputs), *wide([target])), exact, strict=True
+    ):
+        assert off(mine, theirs) < 1e-10
+    output, gradient, buffers = gradients(network, ours, inputs, target)
+    assert off(output, exact[0]) < 1e-4
+    assert off(buffers, exact[2]) < 1e-4
+    # Rounding may carry a value across the kink of a ReLU, which moves the gradient by a step.
+    assert off(gradient, exact[1]) < (5e-2 if name in DEEP else 1e-3)
+
+
+@ALL
+def test_learns_like_its_twin(name):
+    network, ours, native, (inputs, target), steps = twins_of(name)
+    curves = []
+    for model in (ours, native):
+        torch.manual_seed(5)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.001 if name in DEEP else min(network.lr, 0.02))
+        losses = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = network.loss(model(*inputs), target)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+        curves.append(torch.tensor(losses))
+    assert curves[1].isfinite().all()
+    assert curves[1].std() > 0
+    torch.testing.assert_close(*curves, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        assert off(ours.eval()(*inputs), native.eval()(*inputs)) < 1e-2
+
+
+@ALL
+def test_parameters_go_both_ways(name):
+    _, ours, native, _, _ = twins_of(name)
+    for source, target in ((ours, native), (native, ours)):
+        with torch.no_grad():
+            for value in source.state_dict().values():
+                value.add_(1)
+        state = source.state_dict()
+        assert [(key, value.shape) for key, value in state.items()] == [
+            (key, value.shape) for key, value in target.state_dict().items()
+        ]
+        target.load_state_dict(state)
+        for value, copied in zip(state.values(), target.state_dict().values(), strict=True):
+            assert torch.equal(value, copied)

@@ -33,6 +33,7 @@ demo: build
 test: build
 	$(BIN)/python -m pytest tests
 	tests/kernels/run_sanitized.sh
+	tests/memory/run_sanitized.sh
 
 bench: build
 	$(BIN)/d2lfast bench kernels

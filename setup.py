@@ -115,7 +115,9 @@ def extension(torch):
         # Without it at::parallel_for compiles to a serial loop.
         cxx += ["-fopenmp"]
         link += ["-fopenmp"]
-    files = sources("csrc/*.cpp", "csrc/ops/*.cpp", "csrc/ops/cpu/*.cpp", "csrc/kernels/cpu/*.cpp")
+    files = sources(
+        "csrc/*.cpp", "csrc/memory/*.cpp", "csrc/ops/*.cpp", "csrc/ops/cpu/*.cpp", "csrc/kernels/cpu/*.cpp"
+    )
     flags = {"cxx": cxx}
     macros = []
     if cuda:

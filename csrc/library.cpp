@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/cpu/isa.h"
+#include "memory/cpu_allocator.h"
 #include "ops/conv2d_algorithm.h"
 
 // Each csrc/ops/<op>.cpp adds its schemas to this library with TORCH_LIBRARY_FRAGMENT:
@@ -49,6 +50,10 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts of the d2lfast extension; its operators are under torch.ops.d2lfast.";
   m.def("current_isa", [] { return d2lfast::cpu::isa_name(d2lfast::cpu::current_isa()); });
   m.def("detected_isa", [] { return d2lfast::cpu::isa_name(d2lfast::cpu::detected_isa()); });
+  m.def("memory_enable", d2lfast::memory::enable);
+  m.def("memory_disable", d2lfast::memory::disable);
+  m.def("memory_empty_cache", d2lfast::memory::empty_cache);
+  m.def("memory_stats", d2lfast::memory::stats);
   m.def("compiler", [] { return __VERSION__; });
 #ifdef _OPENMP
   m.attr("has_openmp") = true;

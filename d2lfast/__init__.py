@@ -4,7 +4,7 @@ from d2lfast import _extension
 
 _extension.load()
 
-from d2lfast import _fake, backends, models, nn  # noqa: E402, F401
+from d2lfast import _fake, backends, memory, models, nn  # noqa: E402, F401
 from d2lfast.algorithm import conv2d_algorithm, explain  # noqa: E402
 from d2lfast.convert import convert, report, revert  # noqa: E402
 from d2lfast.cross_correlation import (  # noqa: E402
@@ -27,6 +27,7 @@ __all__ = [
     "corr2d_multi_in_out",
     "corr2d_multi_in_out_1x1",
     "explain",
+    "memory",
     "models",
     "nn",
     "pool2d",

@@ -15,10 +15,10 @@ constexpr size_t kSegment = size_t{32} << 20;
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Eight sizes to a doubling: sizes that differ little share blocks.
+// Eight sizes to a doubling, then whole huge pages: sizes that differ little share blocks.
 size_t size_class(size_t bytes) {
   size_t unit = kPage;
-  while (unit * 16 < bytes) unit *= 2;
+  while (unit * 16 < bytes && unit < kHugePage) unit *= 2;
   return round_up(std::max<size_t>(bytes, 1), unit);
 }
 

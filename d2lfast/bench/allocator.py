@@ -5,6 +5,8 @@ import os
 import platform
 from pathlib import PurePath
 
+from d2lfast import memory
+
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -32,6 +34,8 @@ def keep_memory() -> bool:
 
 def malloc_setting() -> str:
     """The setting in words, for the header of a table."""
+    if memory.stats().enabled:
+        return "d2lfast.memory caches large tensors"
     setting = "keeps its blocks (M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1)" if _kept else "default"
     preloaded = [PurePath(name).name for name in os.environ.get("LD_PRELOAD", "").replace(":", " ").split()]
     return f"{setting}; preloaded: {', '.join(preloaded)}" if preloaded else setting

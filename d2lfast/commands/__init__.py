@@ -1,7 +1,10 @@
 """The commands of `d2lfast`; what only one of them needs is imported when it runs."""
 
+from typing import Annotated
+
 import typer
 
+from d2lfast import memory
 from d2lfast.commands import bench, info, selftest, train
 
 app = typer.Typer(
@@ -10,6 +13,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _begin(
+    cache: Annotated[
+        bool,
+        typer.Option("--cache-memory/--no-cache-memory", help="Reuse freed CPU memory (d2lfast.memory)."),
+    ] = True,
+) -> None:
+    if cache:
+        memory.enable()
+
+
 app.command("train")(train.command)
 app.command("info")(info.command)
 app.command("selftest")(selftest.command)

@@ -83,6 +83,25 @@ DType check_batch_norm(const at::Tensor& input, const OptionalTensor& weight, co
   return dtype;
 }
 
+void check_batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                               const at::Tensor& statistics, const OptionalTensor& output,
+                               const OptionalTensor& mask, Activation activation) {
+  TORCH_CHECK(grad_output.sizes() == input.sizes() && grad_output.scalar_type() == input.scalar_type(),
+              "expected grad_output of size ", input.sizes(), " and type ", input.toString(), ", but got ",
+              grad_output.sizes(), " and ", grad_output.toString());
+  TORCH_CHECK(!keeps_output(activation) || (output.has_value() && output->sizes() == input.sizes() &&
+                                            output->scalar_type() == input.scalar_type()),
+              "expected the output of the activation");
+  if (mask.has_value() && mask->defined()) {
+    const auto size = batch_norm_mask_size(input, input.suggest_memory_format());
+    TORCH_CHECK(
+        mask->sizes() == at::IntArrayRef(size) && mask->scalar_type() == at::kByte && mask->is_contiguous(),
+        "expected a mask of size ", at::IntArrayRef(size), ", but got ", mask->sizes());
+  }
+  TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == 3 && statistics.size(1) == input.size(1),
+              "expected statistics of ", input.size(1), " channels");
+}
+
 namespace {
 
 at::Tensor forward_dispatch(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 
 #include "../kernels/activation.h"
@@ -21,8 +22,25 @@ inline bool keeps_output(Activation activation) {
 
 // Raises what torch's batch_norm raises.
 D2LFAST_VISIBLE DType check_batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& weight,
-                       const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& running_mean,
-                       const std::optional<at::Tensor>& running_var, bool training,
-                       const std::optional<at::Tensor>& residual);
+                                       const std::optional<at::Tensor>& bias,
+                                       const std::optional<at::Tensor>& running_mean,
+                                       const std::optional<at::Tensor>& running_var, bool training,
+                                       const std::optional<at::Tensor>& residual);
+
+// The same of the arguments of backward.
+D2LFAST_VISIBLE void check_batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                               const at::Tensor& statistics,
+                                               const std::optional<at::Tensor>& output,
+                                               const std::optional<at::Tensor>& mask, Activation activation);
+
+// Shape of the bits of an input of either kind: as many bytes as a device needs, or more. The shape
+// function in d2lfast/_fake has the same rule.
+inline std::array<int64_t, 2> batch_norm_mask_size(const at::Tensor& input, at::MemoryFormat format) {
+  const int64_t batch = input.size(0), channels = input.size(1);
+  int64_t pixels = 1;
+  for (int64_t i = 2; i < input.dim(); ++i) pixels *= input.size(i);
+  if (format == at::MemoryFormat::Contiguous) return {batch * channels, (pixels + 7) / 8};
+  return {batch * pixels, (channels + 7) / 8};
+}
 
 }  // namespace d2lfast::ops

@@ -46,6 +46,41 @@ def test_more_than_int32_elements(op, layout):
         assert f"PoolItems<{index}>" in made[0][3]
 
 
+def kernels(made):
+    """The launches' blocks by kernel parameters."""
+    return [(grid, kernel) for grid, _, _, kernel in made]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_batch_norm_of_more_than_int32_elements(layout):
+    input = torch.empty(33, 64, 1024, 1024, dtype=torch.float16, memory_format=layout)
+    statistics = [torch.zeros(64), torch.ones(64)]
+    with Launches("dry") as made:
+        ops.batch_norm_act(input, None, None, *statistics, True, 0.1, 1e-5, "relu")
+    assert len(made) == 3  # sums of parts, their merging, normalisation
+    assert all("BatchNorm" in kernel for _, kernel in kernels(made))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_batch_norm_takes_the_launches_it_needs(layout, shift):
+    """Training: three launches forward and backward each; evaluation: two, one without parameters' gradients."""
+    size = 4 * 16 * 8 * 8
+    flat = torch.randn(size + shift)[shift:]
+    planar = layout is torch.contiguous_format
+    input = flat.view(4, 16, 8, 8) if planar else flat.view(4, 8, 8, 16).permute(0, 3, 1, 2)
+    input.requires_grad_()
+    for training, forward, backward in ((True, 3, 3), (False, 2, 1)):
+        with Launches() as made:
+            output = ops.batch_norm_act(
+                input, None, None, torch.zeros(16), torch.ones(16), training, 0.1, 1e-5, "relu"
+            )
+        assert len(made) == forward
+        with Launches() as made:
+            torch.autograd.grad(output.sum(), input)
+        assert len(made) == backward
+
+
 def test_nothing_is_launched_for_nothing():
     empty = torch.empty(0, 3, 8, 8)
     with Launches() as made:

@@ -15,6 +15,8 @@ TESTS = HERE.parent
 ARITHMETIC = "forward_and_gradients or nonfinite or each_set_of_gradients or refuses or empty"
 FAMILIES = {
     "pool2d": (["ops/test_pool2d.py", "ops/test_adaptive_pool2d.py"], ARITHMETIC),
+    "batch_norm": (["ops/test_batch_norm.py"], ARITHMETIC),
+    "recurrent": (["ops/test_recurrent.py"], ARITHMETIC),
 }
 
 

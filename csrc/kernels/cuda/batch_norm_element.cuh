@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "activation.cuh"
 #include "batch_norm.h"
 #include "device.cuh"
 
@@ -95,20 +96,6 @@ __device__ Channels<Compute<T>, N> channels_of(const BatchNormView<T>& view, int
 template <typename A>
 __device__ A normalized(A value, A mean, A scale, A shift) {
   return fma(value - mean, scale, shift);
-}
-
-template <typename A>
-__device__ A activate(A value, Activation activation) {
-  switch (activation) {
-    case Activation::kReLU:
-      return value <= 0 ? A(0) : value;
-    case Activation::kSigmoid:
-      return A(1) / (A(1) + exp(-value));
-    case Activation::kTanh:
-      return tanh(value);
-    default:
-      return value;
-  }
 }
 
 // One bit for each element of a piece; the lanes of a warp share the bytes of single elements, and all of

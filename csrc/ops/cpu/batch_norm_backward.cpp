@@ -11,25 +11,6 @@ namespace d2lfast::ops {
 
 namespace {
 
-void check_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& statistics,
-                    const std::optional<at::Tensor>& output, const std::optional<at::Tensor>& mask,
-                    Activation activation) {
-  TORCH_CHECK(grad_output.sizes() == input.sizes() && grad_output.scalar_type() == input.scalar_type(),
-              "expected grad_output of size ", input.sizes(), " and type ", input.toString(), ", but got ",
-              grad_output.sizes(), " and ", grad_output.toString());
-  TORCH_CHECK(!keeps_output(activation) || (output.has_value() && output->sizes() == input.sizes() &&
-                                            output->scalar_type() == input.scalar_type()),
-              "expected the output of the activation");
-  if (mask.has_value() && mask->defined()) {
-    const auto size = batch_norm_mask_size(input, input.suggest_memory_format());
-    TORCH_CHECK(
-        mask->sizes() == at::IntArrayRef(size) && mask->scalar_type() == at::kByte && mask->is_contiguous(),
-        "expected a mask of size ", at::IntArrayRef(size), ", but got ", mask->sizes());
-  }
-  TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == 3 && statistics.size(1) == input.size(1),
-              "expected statistics of ", input.size(1), " channels");
-}
-
 // The sweeps of a gradient: the sums over each channel, if wanted, then the elementwise one, if wanted.
 // `finish` sets a channel's slope and offset once its sums are known.
 template <typename Finish>
@@ -79,7 +60,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     std::array<bool, 4> output_mask) {
   const DType dtype = kernel_dtype(input, "d2lfast::batch_norm_act");
   const Activation activation = parse_activation(activation_name);
-  check_backward(grad_output, input, statistics, output, mask, activation);
+  check_batch_norm_backward(grad_output, input, statistics, output, mask, activation);
   const auto format = input.suggest_memory_format();
   const int64_t channels = input.size(1);
   const auto [wants_input, wants_weight, wants_bias, wants_residual] = output_mask;

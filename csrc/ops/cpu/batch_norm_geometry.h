@@ -44,14 +44,4 @@ struct BatchNormGeometry {
   }
 };
 
-// Shape of the bits of an input of either kind: as many bytes as the joined rows need, or more. The shape
-// function in d2lfast/_fake has the same rule.
-inline std::array<int64_t, 2> batch_norm_mask_size(const at::Tensor& input, at::MemoryFormat format) {
-  const int64_t batch = input.size(0), channels = input.size(1);
-  int64_t pixels = 1;
-  for (int64_t i = 2; i < input.dim(); ++i) pixels *= input.size(i);
-  if (format == at::MemoryFormat::Contiguous) return {batch * channels, (pixels + 7) / 8};
-  return {batch * pixels, (channels + 7) / 8};
-}
-
 }  // namespace d2lfast::ops

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from d2lfast import memory
-from d2lfast.commands import bench, info, selftest, train
+from d2lfast.commands import bench, info, selftest, summary, train
 
 app = typer.Typer(
     help="Drop-in PyTorch layers with fast kernels, for the networks of Dive into Deep Learning.",
@@ -27,6 +27,7 @@ def _begin(
 
 
 app.command("train")(train.command)
+app.command("summary")(summary.command)
 app.command("info")(info.command)
 app.command("selftest")(selftest.command)
 app.command(

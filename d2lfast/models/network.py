@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -70,6 +71,14 @@ class Network:
             if self.init is not None:
                 model.apply(self.init)
         return model
+
+    def sizes_for(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """The sizes for `build` with which the network takes inputs of `shape`, such as 3-channel images."""
+        if len(shape) == 3:
+            sizes = {"in_channels": shape[0], "image_size": shape[2]}
+        else:
+            sizes = {"num_inputs": shape[0]}
+        return {name: value for name, value in sizes.items() if name in signature(self.builder).parameters}
 
     def twins(self, seed: int = 0, **sizes: Any) -> tuple[nn.Module, nn.Module]:
         """Return the network and its native twin, with equal parameters."""

@@ -21,30 +21,7 @@ class _Recurrent(nn.Module):
 
 
 class RNN(_Recurrent):
-    """One recurrent layer with tanh.
-
-    Args:
-        num_inputs, num_hiddens: sizes of an input and of the state.
-        layers: namespace that the layer is taken from, `d2lfast.nn` or `torch.nn`.
-    """
-
-    def __init__(self, num_inputs: int, num_hiddens: int, *, layers: Any = d2lfast.nn) -> None:
-        super().__init__()
-        self.num_hiddens = num_hiddens
-        self.rnn = layers.RNN(num_inputs, num_hiddens)
-
-
-class LSTM(_Recurrent):
-    """One LSTM layer (Hochreiter and Schmidhuber, 1997); its state is a pair. Arguments as for `RNN`."""
-
-    def __init__(self, num_inputs: int, num_hiddens: int, *, layers: Any = d2lfast.nn) -> None:
-        super().__init__()
-        self.num_hiddens = num_hiddens
-        self.rnn = layers.LSTM(num_inputs, num_hiddens)
-
-
-class GRU(_Recurrent):
-    """Stacked GRU layers (Cho et al., 2014).
+    """Recurrent layers with tanh.
 
     Args:
         num_inputs, num_hiddens: sizes of an input and of the state.
@@ -64,11 +41,50 @@ class GRU(_Recurrent):
     ) -> None:
         super().__init__()
         self.num_hiddens = num_hiddens
+        self.rnn = layers.RNN(num_inputs, num_hiddens, num_layers, dropout=dropout)
+
+
+class LSTM(_Recurrent):
+    """LSTM layers (Hochreiter and Schmidhuber, 1997); the state is a pair. Arguments as for `RNN`."""
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_hiddens: int,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        *,
+        layers: Any = d2lfast.nn,
+    ) -> None:
+        super().__init__()
+        self.num_hiddens = num_hiddens
+        self.rnn = layers.LSTM(num_inputs, num_hiddens, num_layers, dropout=dropout)
+
+
+class GRU(_Recurrent):
+    """GRU layers (Cho et al., 2014). Arguments as for `RNN`."""
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_hiddens: int,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        *,
+        layers: Any = d2lfast.nn,
+    ) -> None:
+        super().__init__()
+        self.num_hiddens = num_hiddens
         self.rnn = layers.GRU(num_inputs, num_hiddens, num_layers, dropout=dropout)
 
 
 class BiGRU(_Recurrent):
-    """One GRU layer in both directions; outputs are twice as wide as the state. Arguments as for `RNN`."""
+    """One GRU layer in both directions, whose outputs are twice as wide as the state.
+
+    Args:
+        num_inputs, num_hiddens: sizes of an input and of the state.
+        layers: namespace that the layer is taken from, `d2lfast.nn` or `torch.nn`.
+    """
 
     def __init__(self, num_inputs: int, num_hiddens: int, *, layers: Any = d2lfast.nn) -> None:
         super().__init__()

@@ -71,8 +71,10 @@ def _dense(kind: Any) -> Builder:
 
 
 def _vgg(arch: Any) -> Builder:
-    def build(num_classes: int = 10, in_channels: int = 1, *, layers: Any = d2lfast.nn, **rest: Any) -> VGG:
-        return VGG(arch, num_classes, in_channels, layers=layers, **rest)
+    def build(
+        num_classes: int = 10, in_channels: int = 1, *, image_size: int = 224, layers: Any = d2lfast.nn
+    ) -> VGG:
+        return VGG(arch, num_classes, in_channels, image_size=image_size, layers=layers)
 
     return build
 
@@ -94,10 +96,11 @@ def _language_model(
 ) -> Network:
     scratch = kind.__module__ == recurrent_scratch.__name__
 
-    def build(vocab_size: int = 28, num_hiddens: int = 32, *, layers: Any = d2lfast.nn) -> Any:
+    def build(vocab_size: int = 28, num_hiddens: int = 32, *, layers: Any = d2lfast.nn, **sizes: Any) -> Any:
         if scratch:
-            return RNNLMScratch(kind(vocab_size, num_hiddens, **rest), vocab_size)
-        return RNNLM(kind(vocab_size, num_hiddens, **rest, layers=layers), vocab_size, layers=layers)
+            return RNNLMScratch(kind(vocab_size, num_hiddens, **{**rest, **sizes}), vocab_size)
+        rnn = kind(vocab_size, num_hiddens, **{**rest, **sizes}, layers=layers)
+        return RNNLM(rnn, vocab_size, layers=layers)
 
     return Network(
         name, build, section, Task.LANGUAGE_MODEL, "time-machine", (32,), lr, batch_size=1024,

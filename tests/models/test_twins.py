@@ -23,7 +23,6 @@ SMALLER = {
 }
 # Deep normalised networks magnify rounding: they learn slowly here, and their gradients may differ more.
 DEEP = ("resnet18", "resnext", "densenet", "regnetx32", "resnet18-small")
-RESIZABLE = ("alexnet", "vgg11", "vgg11-small")
 ALL = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -32,8 +31,7 @@ def twins_of(name):
     network = NETWORKS[name]
     batch, size, steps = SMALLER.get(name, (4, network.resize, 20))
     shape = network.shape if network.resize is None else (1, size, size)
-    sizes = {"image_size": size} if name in RESIZABLE else {}
-    return network, *network.twins(**sizes), network.example(batch, shape), steps
+    return network, *network.twins(**network.sizes_for(shape)), network.example(batch, shape), steps
 
 
 def wide(tensors):

@@ -34,6 +34,7 @@ LAYERS = (
     "BatchNorm2d",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
+    "SyncBatchNorm",
     "RNNCell",
     "GRUCell",
     "LSTMCell",

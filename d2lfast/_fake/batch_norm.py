@@ -89,3 +89,15 @@ def _batch_norm_act_backward(
         parameter.new_empty([channels if wants_bias else 0]),
         _like(input) if wants_residual else input.new_empty([0]),
     )
+
+
+@torch.library.register_fake("d2lfast::_batch_norm_moments")
+def _batch_norm_moments(input):
+    return input.new_empty([2, input.shape[1]], dtype=torch.float64)
+
+
+@torch.library.register_fake("d2lfast::_batch_norm_act_backward_elements")
+def _batch_norm_act_backward_elements(
+    grad_output, input, weight, statistics, output, mask, activation, sums, count, wants_residual
+):
+    return _like(input), _like(input) if wants_residual else input.new_empty([0])

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch.nn as _native
 
-from d2lfast.nn import batchnorm, container, conv, functional, fused, pooling, recurrent
+from d2lfast.nn import batchnorm, container, conv, functional, fused, pooling, recurrent, sync
 from d2lfast.nn.batchnorm import *  # noqa: F403
 from d2lfast.nn.container import *  # noqa: F403
 from d2lfast.nn.conv import *  # noqa: F403
 from d2lfast.nn.fused import *  # noqa: F403
 from d2lfast.nn.pooling import *  # noqa: F403
 from d2lfast.nn.recurrent import *  # noqa: F403
+from d2lfast.nn.sync import *  # noqa: F403
 
 __all__ = [
     "functional",
@@ -23,6 +24,7 @@ __all__ = [
     *fused.__all__,
     *pooling.__all__,
     *recurrent.__all__,
+    *sync.__all__,
 ]
 
 

@@ -11,6 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from d2lfast._support import supported
 from d2lfast.nn.batchnorm import BatchNorm1d, BatchNorm2d, normalize
 from d2lfast.nn.conv import Conv2d, convolve
+from d2lfast.nn.sync import SyncBatchNorm, synchronize
 from d2lfast.nn.unfused import ACTIVATIONS
 
 __all__ = ["Sequential"]
@@ -24,10 +25,12 @@ _FUSED: dict[type[torch.nn.Module], Callable[[Any, Tensor, str], Tensor]] = {
     Conv2d: _convolve,
     BatchNorm1d: normalize,
     BatchNorm2d: normalize,
+    SyncBatchNorm: synchronize,
 }
 
 
-_TWINS = (torch.nn.Conv2d, torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+_TWINS = (torch.nn.Conv2d, torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm)
+_KINDS = (*_TWINS, SyncBatchNorm)
 
 
 def _watched(layer: torch.nn.Module) -> bool:
@@ -44,7 +47,7 @@ def _watched(layer: torch.nn.Module) -> bool:
 
 def candidates(layer: torch.nn.Module, follower: torch.nn.Module) -> bool:
     """Whether the two are a layer and an activation of the kinds that can be fused."""
-    return isinstance(layer, _TWINS) and type(follower) in ACTIVATIONS
+    return isinstance(layer, _KINDS) and type(follower) in ACTIVATIONS
 
 
 def why_not_fused(layer: torch.nn.Module, activation: torch.nn.Module) -> str | None:

@@ -28,6 +28,7 @@ MAKERS = {
     "BatchNorm2d": (lambda ns: ns.BatchNorm2d(4), IMAGE),
     "LazyBatchNorm1d": (lambda ns: ns.LazyBatchNorm1d(), (5, 4)),
     "LazyBatchNorm2d": (lambda ns: ns.LazyBatchNorm2d(), IMAGE),
+    "SyncBatchNorm": (lambda ns: ns.SyncBatchNorm(4), IMAGE),
     "RNNCell": (lambda ns: ns.RNNCell(4, 3, nonlinearity="relu"), (5, 4)),
     "GRUCell": (lambda ns: ns.GRUCell(4, 3), (5, 4)),
     "LSTMCell": (lambda ns: ns.LSTMCell(4, 3, bias=False), (5, 4)),

@@ -18,6 +18,7 @@ MODULES = (
     "BatchNorm2d",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
+    "SyncBatchNorm",
     "RNNCell",
     "GRUCell",
     "LSTMCell",
@@ -58,8 +59,10 @@ def test_other_names_are_those_of_torch():
 def test_module_is_a_subclass(name):
     ours, native = getattr(d2lfast.nn, name), getattr(torch.nn, name)
     assert ours is not native
-    assert issubclass(ours, native)
-    assert inspect.signature(ours.__init__) == inspect.signature(native.__init__)
+    # DistributedDataParallel refuses torch's SyncBatchNorm and its subclasses on the CPU.
+    assert issubclass(ours, native) or name == "SyncBatchNorm"
+    if issubclass(ours, native):
+        assert inspect.signature(ours.__init__) == inspect.signature(native.__init__)
     assert ours.__name__ == native.__name__
     assert ours.__doc__
     assert ours.__doc__ != native.__doc__

@@ -1,22 +1,25 @@
 """What `d2lfast train` says before and after training."""
 
+from collections.abc import Callable
+
 import torch
 from rich.table import Table
 
 from d2lfast.commands.console import say
-from d2lfast.models.init import init_cnn
 from d2lfast.models.tasks import Task
 from d2lfast.training import Comparison, Epoch, Trainer, distributed
 from d2lfast.training.workload import Workload, perplexity
 
 _ROWS = 10
+_Column = tuple[str, Callable[[Epoch], str]]
+_INITS = {"init_cnn": "Xavier", "init_cnn_normal": "normal"}
 
 
 def introduce(work: Workload, ours: Trainer, compare: bool) -> None:
     """Say what is trained, on what, and how."""
     entry = work.network
     parameters = sum(parameter.numel() for parameter in ours.model.parameters())
-    init = "Xavier" if entry.init is init_cnn else "torch's" if entry.init is None else entry.init.__name__
+    init = "the network's own" if entry.init is None else _INITS.get(entry.init.__name__, entry.init.__name__)
     processes = distributed.world_size()
     say(f"Data: {work.source}.")
     say(
@@ -53,12 +56,12 @@ def curves(trainers: list[Trainer], work: Workload) -> Table:
     return table
 
 
-def _columns(work: Workload, epoch: Epoch) -> list:
+def _columns(work: Workload, epoch: Epoch) -> list[_Column]:
     if work.network.task is Task.LANGUAGE_MODEL:
-        return [
-            ("perplexity", lambda e: f"{perplexity(e.loss):.3f}"),
-            ("val. perplexity", lambda e: f"{perplexity(e.validation_loss):.3f}"),
-        ]
+        columns: list[_Column] = [("perplexity", lambda e: f"{perplexity(e.loss):.3f}")]
+        if "loss" in epoch.validation:
+            columns.append(("val. perplexity", lambda e: f"{perplexity(e.validation_loss):.3f}"))
+        return columns
     columns = [("loss", lambda e: f"{e.loss:.4f}")]
     if "loss" in epoch.validation:
         columns.append(("val. loss", lambda e: f"{e.validation_loss:.4f}"))

@@ -83,6 +83,9 @@ def _word(cell: str) -> str:
 
 
 def _numbers(cells: Sequence[str]) -> np.ndarray | None:
+    """The column as numbers, or None if it has words, or nothing at all."""
+    if all(cell in _MISSING for cell in cells):
+        return None
     try:
         return np.array([np.nan if cell in _MISSING else float(cell) for cell in cells])
     except ValueError:

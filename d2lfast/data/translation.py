@@ -25,7 +25,7 @@ class MTFraEng(DataModule):
     Args:
         batch_size: pairs per batch.
         num_steps: tokens per sentence; longer ones are cut, shorter ones filled up with `<pad>`.
-        num_train, num_val: pairs. Unlike the book's class, which takes one more, exactly so many.
+        num_train, num_val: pairs; exactly so many, where the book's class has one more for validation.
         root: folder with `fra-eng.zip`, or with `fra.txt`; default D2LFAST_DATA, else the download.
 
     Attributes:
@@ -68,12 +68,15 @@ class MTFraEng(DataModule):
     def _build_arrays(
         self, raw_text: str, src_vocab: Vocab | None = None, tgt_vocab: Vocab | None = None
     ) -> tuple[Arrays, Vocab, Vocab]:
+        # The book's loop reads one pair too many, which decides on one French word: the vocabularies are to
+        # be the book's, the pairs those that were asked for.
         count = self.num_train + self.num_val if src_vocab is None else None
-        src, tgt = tokenize_pairs(raw_text, count)
+        src, tgt = tokenize_pairs(raw_text, None if count is None else count + 1)
         if not src:
             raise ValueError("there is no pair of sentences, English and French with a tab between")
         src_array, src_vocab = _array(src, src_vocab, self.num_steps)
         tgt_array, tgt_vocab = _array(tgt, tgt_vocab, self.num_steps, begin=["<bos>"])
+        src_array, tgt_array = src_array[:count], tgt_array[:count]
         valid_len = (src_array != src_vocab["<pad>"]).sum(1)
         return (src_array, tgt_array[:, :-1], valid_len, tgt_array[:, 1:]), src_vocab, tgt_vocab
 

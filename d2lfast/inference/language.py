@@ -14,7 +14,7 @@ def generate(model: Any, tokens: list[str], prefix: str, count: int) -> str:
     """Return `prefix` and the `count` characters that `model` holds most likely to follow, one by one.
 
     Args:
-        model: a `d2lfast.models.RNNLM`.
+        model: a `d2lfast.models.LanguageModel`.
         tokens: the vocabulary in the order of its numbers.
         prefix: letters count, in lower case; an empty one begins with a space.
         count: characters to add.
@@ -26,20 +26,14 @@ def generate(model: Any, tokens: list[str], prefix: str, count: int) -> str:
     text = letters(prefix)
     if prefix.strip() and not text.strip():
         raise ValueError(f"the prefix {prefix!r} has no letter from a to z, all that the model knows")
-    text = text or " "
+    text = "".join(character for character in text or " " if character in numbers)
+    if not text:
+        raise ValueError(f"the model knows none of the letters of the prefix {prefix!r}")
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
     try:
-        ids = torch.tensor(
-            [[numbers[character] for character in text if character in numbers]], device=device
-        )
-        state = None
-        out = []
-        for _ in range(count):
-            outputs, state = model.rnn(model.one_hot(ids), state)
-            ids = model.output_layer(outputs[-1:]).argmax(-1)
-            out.append(tokens[int(ids)])
+        ids = torch.tensor([[numbers[character] for character in text]])
+        written = model.generate(ids.to(next(model.parameters()).device), count)
     finally:
         model.train(training)
-    return text + "".join(out)
+    return "".join(tokens[number] for number in written[0].tolist())

@@ -53,7 +53,7 @@ class ProgressBoard(HyperParameters):
         self.save_hyperparameters()
         self.raw_points: dict[str, list[tuple[float, Any]]] = {}
         self.data: dict[str, list[Point]] = {}
-        self.xlabel, self.xlim = xlabel, xlim
+        self.xlabel, self.xlim, self.display = xlabel, xlim, display
         self._drawn = 0.0
 
     def draw(self, x: float, y: Any, label: str, every_n: int = 1) -> None:

@@ -38,11 +38,11 @@ class Module(nn.Module, HyperParameters):
         """Return the loss of predictions; subclasses define it."""
         raise NotImplementedError(f"{type(self).__name__} must define loss")
 
-    def forward(self, X: Any) -> Any:
-        """Return `self.net(X)`."""
+    def forward(self, X: Any, *args: Any) -> Any:
+        """Return `self.net` of the inputs."""
         if not hasattr(self, "net"):
             raise NotImplementedError(f"{type(self).__name__} must define net or forward")
-        return self.net(X)
+        return self.net(X, *args)
 
     def plot(self, key: str, value: Tensor, train: bool) -> None:
         """Add a point to the curve `train_<key>` or `val_<key>`, and to the means of the epoch.
@@ -54,8 +54,6 @@ class Module(nn.Module, HyperParameters):
             return
         value = value.detach() if isinstance(value, Tensor) else value
         trainer.record(key, value, train)
-        if not trainer.draws:
-            return
         self.board.xlabel = "epoch"
         if train:
             x = trainer.train_batch_idx / trainer.num_train_batches

@@ -16,7 +16,6 @@ from d2lfast.data.module import DataModule
 from d2lfast.hyperparameters import HyperParameters
 from d2lfast.training import checkpoint as checkpoints
 from d2lfast.training import distributed
-from d2lfast.training.board import in_notebook
 from d2lfast.training.epoch import Epoch, Means, write_csv
 from d2lfast.training.module import Module, dry_run
 from d2lfast.training.progress import ProgressBar
@@ -74,7 +73,6 @@ class Trainer(HyperParameters):
         self.gpus = [torch.device("cuda", index) for index in range(min(num_gpus, count))]
         default = self.gpus[0] if self.gpus else torch.device("cpu")
         self.device = torch.device(device) if device is not None else default
-        self.draws = plot is not None
         self.history: list[Epoch] = []
         self.interrupted = False
 
@@ -98,7 +96,6 @@ class Trainer(HyperParameters):
         board = getattr(model, "board", None)
         if board is not None:
             board.xlim = board.xlim or (0, self.max_epochs)
-            self.draws = self.draws or (board.display and in_notebook())
         self.model = model
 
     @property

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from d2lfast.data import (
     DataModule,
@@ -14,11 +15,16 @@ from d2lfast.data import (
     MTFraEng,
     Names,
     SyntheticRegressionData,
+    TensorLoader,
     TextData,
+    WeightDecayData,
     default_images,
     english_text,
 )
-from d2lfast.models.registry import Network, network
+from d2lfast.data.csv_data import CSVData
+from d2lfast.data.files import find_file
+from d2lfast.models import RNNLM, Network, hello_example
+from d2lfast.models.registry import network
 from d2lfast.models.tasks import Task, masked_cross_entropy
 from d2lfast.training.network import Loss, NetworkModule
 from d2lfast.training.recipe import RECIPES
@@ -74,6 +80,28 @@ class Workload:
         return {"network": self.network.name, "sizes": self.sizes, **self.facts}
 
 
+def _deep(entry: Network, sizes: dict[str, Any]) -> Network:
+    """The language model `entry` with several layers, at the book's learning rate for two."""
+    cell, num_layers = entry.name, sizes.pop("num_layers")
+
+    def build(vocab_size: int = 28, num_hiddens: int = 32, *, layers: Any) -> Any:
+        return RNNLM(_Stacked(cell, vocab_size, num_hiddens, num_layers, layers), vocab_size, layers=layers)
+
+    return replace(entry, builder=build, lr=2.0, epochs=100)
+
+
+class _Stacked(nn.Module):
+    """`num_layers` of torch's or of our RNN, GRU or LSTM in one."""
+
+    def __init__(self, cell: str, num_inputs: int, num_hiddens: int, num_layers: int, layers: Any) -> None:
+        super().__init__()
+        self.num_hiddens = num_hiddens
+        self.rnn = getattr(layers, cell.upper())(num_inputs, num_hiddens, num_layers)
+
+    def forward(self, inputs: torch.Tensor, state: Any = None) -> Any:
+        return self.rnn(inputs, state)
+
+
 @dataclass(frozen=True)
 class _Part:
     """What a data set contributes to a workload."""
@@ -112,7 +140,10 @@ def workload(
         ValueError: there is no such network, or a file of the data is damaged.
         OSError: the data are not there and cannot be downloaded.
     """
+    sizes = dict(sizes or {})
     entry = network(name)
+    if entry.task is Task.LANGUAGE_MODEL and "num_layers" in sizes:
+        entry = _deep(entry, sizes)
     batch_size = batch_size or entry.batch_size
     part = _SOURCES[entry.data](entry, batch_size, folder, augment)
     recipe = RECIPES.get(name)
@@ -127,7 +158,7 @@ def workload(
         batch_size=batch_size,
         lr=entry.lr if lr is None else lr,
         epochs=epochs or entry.epochs,
-        sizes={**part.sizes, **(sizes or {})},
+        sizes={**part.sizes, **sizes},
         facts=part.facts,
         loss=part.loss,
         items=part.items,
@@ -161,7 +192,7 @@ def _names(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
     return _Part(data, source, len(data.train_indices), {"num_classes": len(classes)}, {"classes": classes})
 
 
-def _fra_eng(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
+def _translation(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
     data = MTFraEng(batch_size, entry.shape[0], root=folder)
     padding = data.tgt_vocab["<pad>"]
     source = (
@@ -194,12 +225,50 @@ def _synthetic(entry: Network, batch_size: int, folder: Any, augment: Any) -> _P
     return _Part(data, "1,000 synthetic examples with w = [2, -3.4], b = 4.2", data.num_train)
 
 
+def _weight_decay(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        data = WeightDecayData(20, 100, entry.shape[0], batch_size)
+    return _Part(data, "20 synthetic examples of 200 inputs, 100 for validation", data.num_train)
+
+
+def _diabetes(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
+    found = find_file("diabetes.csv.gz", "diabetes", folder) or find_file("diabetes.csv", "diabetes", folder)
+    if found is None:
+        raise FileNotFoundError(
+            "diabetes.csv.gz, the course's table of eight features and a label, is not in the data folder; "
+            "name the folder by --data or D2LFAST_DATA"
+        )
+    data = CSVData(found, batch_size)
+    width = data.X.shape[1]
+    return _Part(data, f"{found}, {len(data.X):,} rows", data.num_train, {"num_inputs": width})
+
+
+def _hello(entry: Network, batch_size: int, folder: Any, augment: Any) -> _Part:
+    data = _Fixed(*hello_example())
+    return _Part(data, 'the word "hello", to be answered with "ohlol"', 1)
+
+
+class _Fixed(DataModule):
+    """One batch to train on, and none to validate."""
+
+    def __init__(self, *batch: torch.Tensor) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def get_dataloader(self, train: bool) -> TensorLoader | None:  # type: ignore[override]
+        return TensorLoader(*self.batch, batch_size=len(self.batch[0])) if train else None
+
+
 _SOURCES: dict[str, Callable[..., _Part]] = {
     "fashion-mnist": _images,
     "time-machine": _time_machine,
     "names": _names,
-    "fra-eng": _fra_eng,
-    "synthetic": _synthetic,
+    "translation": _translation,
+    "synthetic-regression": _synthetic,
+    "weight-decay": _weight_decay,
+    "diabetes": _diabetes,
+    "hello": _hello,
 }
 
 

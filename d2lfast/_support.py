@@ -6,13 +6,45 @@ from torch import Tensor
 from d2lfast import _extension
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_DEVICES = frozenset({"cpu", "meta", *(["cuda"] if _extension.build_info()["cuda"] else [])})
+
+_extension.load()
 
 
-def supported(tensor: Tensor) -> bool:
-    """Whether `tensor` is a dense floating-point tensor on a device that the extension was built for.
+def _with_kernels(key: str) -> frozenset[str | None]:
+    """The public operators that have kernels for a dispatch key, those of their gradients included.
+
+    None stands for all operators together.
+    """
+    names = [n.removeprefix("d2lfast::") for n in torch._C._dispatch_get_all_op_names() if "d2lfast::" in n]
+    present = {
+        n for n in names if torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"d2lfast::{n}", key)
+    }
+    public = [n for n in names if not n.startswith("_")]
+    complete: set[str | None] = {
+        name for name in public if all(n in present for n in names if n.removeprefix("_").startswith(name))
+    }
+    return frozenset(complete | ({None} if len(complete) == len(public) else set()))
+
+
+_OPERATORS = {
+    device: _with_kernels(key) for device, key in (("cpu", "CPU"), ("meta", "Meta"), ("cuda", "CUDA"))
+}
+_NONE: frozenset[str | None] = frozenset()
+
+
+def has_kernels(operator: str | None, device_type: str) -> bool:
+    """Whether this build can run an operator of `torch.ops.d2lfast` (None: every one) on a kind of device."""
+    return operator in _OPERATORS.get(device_type, _NONE)
+
+
+def supported(tensor: Tensor, operator: str | None = None) -> bool:
+    """Whether `tensor` is a dense floating-point tensor on a device for which the operator has kernels.
 
     Integer, complex, sparse and quantised tensors and other devices are not: for these the functions of
     `d2lfast.nn.functional` call the function of `torch.nn.functional` of the same name.
     """
-    return tensor.dtype in _DTYPES and tensor.device.type in _DEVICES and tensor.layout is torch.strided
+    return (
+        tensor.dtype in _DTYPES
+        and operator in _OPERATORS.get(tensor.device.type, _NONE)
+        and tensor.layout is torch.strided
+    )

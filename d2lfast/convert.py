@@ -18,33 +18,33 @@ from torch.nn.utils import parametrize
 
 import d2lfast.nn
 from d2lfast._clone import clone_modules
+from d2lfast._support import has_kernels
 from d2lfast.nn import unfused
 from d2lfast.nn.container import candidates, why_not_fused
 
 __all__ = ["Report", "Row", "convert", "report", "revert"]
 
-LAYERS = (
-    "Conv2d",
-    "LazyConv2d",
-    "MaxPool2d",
-    "AvgPool2d",
-    "AdaptiveAvgPool2d",
-    "AdaptiveMaxPool2d",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "LazyBatchNorm1d",
-    "LazyBatchNorm2d",
-    "SyncBatchNorm",
-    "RNNCell",
-    "GRUCell",
-    "LSTMCell",
-    "RNN",
-    "GRU",
-    "LSTM",
-)
-
-
-FUSED = ("BatchNormAct2d", "Conv2dAct", "ConvNormAct")
+# The layers that are swapped, and the operator that they run on; None: several.
+LAYERS = {
+    "Conv2d": "conv2d",
+    "LazyConv2d": "conv2d",
+    "MaxPool2d": "max_pool2d",
+    "AvgPool2d": "avg_pool2d",
+    "AdaptiveAvgPool2d": "adaptive_avg_pool2d",
+    "AdaptiveMaxPool2d": "adaptive_max_pool2d",
+    "BatchNorm1d": "batch_norm_act",
+    "BatchNorm2d": "batch_norm_act",
+    "LazyBatchNorm1d": "batch_norm_act",
+    "LazyBatchNorm2d": "batch_norm_act",
+    "SyncBatchNorm": "batch_norm_act",
+    "RNNCell": "rnn_cell",
+    "GRUCell": "gru_cell",
+    "LSTMCell": "lstm_cell",
+    "RNN": None,
+    "GRU": None,
+    "LSTM": None,
+}
+FUSED = {"BatchNormAct2d": "batch_norm_act", "Conv2dAct": "conv2d", "ConvNormAct": None}
 
 
 def _twins(fuse: bool = True) -> dict[type[nn.Module], type[nn.Module]]:
@@ -173,15 +173,18 @@ def report(module: nn.Module) -> Report:
     """
     twins = _twins()
     rows = []
-    fusions = _fusions(module, twins)
+    device = next((t.device.type for t in (*module.parameters(), *module.buffers())), "cpu")
+    fusions = _fusions(module, twins, device)
     for path, layer in _walk(module):
         row = fusions.get(path) or _row(path, layer, twins)
+        if row is not None and row.status == "swapped" and (reason := _lacks_kernels(layer, device)):
+            row = Row(path, row.type, "native", reason)
         if row is not None:
             rows.append(row)
     return Report(tuple(rows))
 
 
-def _fusions(module: nn.Module, twins: dict[type[nn.Module], type[nn.Module]]) -> dict[str, Row]:
+def _fusions(module: nn.Module, twins: dict[type[nn.Module], type[nn.Module]], device: str) -> dict[str, Row]:
     """Rows of the activations that stand behind a layer in a Sequential, by their paths."""
     rows = {}
     for path, parent in _walk(module):
@@ -198,6 +201,8 @@ def _fusions(module: nn.Module, twins: dict[type[nn.Module], type[nn.Module]]) -
                 continue
             kind = _type_name(type(activation))
             reason = why_not_fused(layer, activation)
+            if reason is None and _lacks_kernels(layer, device):
+                reason = "torch computes the layer before it"
             converted = type(parent) is d2lfast.nn.Sequential and type(layer) in twins.values()
             if reason is not None:
                 rows[own] = Row(own, kind, "native", f"not fused: {reason}")
@@ -235,6 +240,15 @@ def _row(path: str, layer: nn.Module, twins: dict[type[nn.Module], type[nn.Modul
     if reason is None and not any(child is not None for child in layer._modules.values()):
         reason = "d2lfast has no layer for it"
     return None if reason is None else Row(path, name, "native", reason)
+
+
+def _lacks_kernels(layer: nn.Module, default: str) -> str | None:
+    """Why torch computes a layer of ours on its device (`default` if it has no tensors), or None."""
+    devices = [tensor.device.type for tensor in (*layer.parameters(), *layer.buffers())] or [default]
+    operator = (LAYERS | FUSED).get(type(layer).__name__, "")
+    if operator == "" or has_kernels(operator, devices[0]):
+        return None
+    return f"this build has no {devices[0]} kernels for it"
 
 
 def _type_name(kind: type[nn.Module]) -> str:

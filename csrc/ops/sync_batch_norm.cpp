@@ -5,18 +5,18 @@
 // puts them together. Normalisation and the sums of the gradient are those of batch_norm_act in evaluation.
 TORCH_LIBRARY_FRAGMENT(d2lfast, m) {
   // [2,C], float64: a channel's mean, and its sum of squared distances from it.
-  m.def("_batch_norm_moments(Tensor input) -> Tensor");
+  m.def("_sync_batch_norm_moments(Tensor input) -> Tensor");
   // The gradients of the input and of the residual (if wanted) from `sums`: the [2,C] sums, over all
   // processes, of the gradient before the activation and of its product with the normalised input; `count`
   // values each.
   m.def(
-      "_batch_norm_act_backward_elements(Tensor grad_output, Tensor input, Tensor? weight, Tensor "
+      "_sync_batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor "
       "statistics, "
       "Tensor? output, Tensor? mask, str activation, Tensor sums, float count, bool wants_residual) "
       "-> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(d2lfast, Autograd, m) {
-  m.impl("_batch_norm_moments", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_batch_norm_act_backward_elements", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_sync_batch_norm_moments", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_sync_batch_norm_backward", torch::autograd::autogradNotImplementedFallback());
 }

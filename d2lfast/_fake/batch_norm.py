@@ -91,13 +91,13 @@ def _batch_norm_act_backward(
     )
 
 
-@torch.library.register_fake("d2lfast::_batch_norm_moments")
-def _batch_norm_moments(input):
+@torch.library.register_fake("d2lfast::_sync_batch_norm_moments")
+def _sync_batch_norm_moments(input):
     return input.new_empty([2, input.shape[1]], dtype=torch.float64)
 
 
-@torch.library.register_fake("d2lfast::_batch_norm_act_backward_elements")
-def _batch_norm_act_backward_elements(
+@torch.library.register_fake("d2lfast::_sync_batch_norm_backward")
+def _sync_batch_norm_backward(
     grad_output, input, weight, statistics, output, mask, activation, sums, count, wants_residual
 ):
     return _like(input), _like(input) if wants_residual else input.new_empty([0])

@@ -21,11 +21,12 @@ def _convolve(layer: Conv2d, input: Tensor, activation: str) -> Tensor:
     return convolve(layer, input, layer.weight, layer.bias, activation)
 
 
-_FUSED: dict[type[torch.nn.Module], Callable[[Any, Tensor, str], Tensor]] = {
-    Conv2d: _convolve,
-    BatchNorm1d: normalize,
-    BatchNorm2d: normalize,
-    SyncBatchNorm: synchronize,
+# How a layer runs with an activation, and the operator that does it.
+_FUSED: dict[type[torch.nn.Module], tuple[Callable[[Any, Tensor, str], Tensor], str]] = {
+    Conv2d: (_convolve, "conv2d"),
+    BatchNorm1d: (normalize, "batch_norm_act"),
+    BatchNorm2d: (normalize, "batch_norm_act"),
+    SyncBatchNorm: (synchronize, "batch_norm_act"),
 }
 
 
@@ -83,11 +84,11 @@ class Sequential(torch.nn.Sequential):
                 fused
                 and activation
                 and isinstance(input, Tensor)
-                and supported(input)
+                and supported(input, fused[1])
                 and not (_watched(layer) or _watched(layers[index + 1]))
                 and not _module._has_any_global_hook()
             ):
-                input = fused(layer, input, activation)
+                input = fused[0](layer, input, activation)
                 index += 1
             else:
                 input = layer(input)

@@ -18,7 +18,7 @@ class BatchNormAct2d(unfused.BatchNormAct2d):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise [N,C,H,W], add the residual and activate, in one sweep where the kernels can."""
-        if supported(input) and (
+        if supported(input, "batch_norm_act") and (
             residual is None or (residual.dtype == input.dtype and residual.shape == input.shape)
         ):
             return normalize(self, input, self.activation, residual)
@@ -32,7 +32,7 @@ class Conv2dAct(unfused.Conv2dAct):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve [N,C,H,W] or [C,H,W] and activate."""
-        if supported(input) and supported(self.weight):
+        if supported(input, "conv2d") and supported(self.weight, "conv2d"):
             return convolve(self, input, self.weight, self.bias, self.activation)
         return unfused.activate(convolve(self, input, self.weight, self.bias), self.activation)
 

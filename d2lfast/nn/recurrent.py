@@ -36,7 +36,7 @@ class RNNCell(torch.nn.RNNCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Same as the forward of `torch.nn.RNNCell`."""
-        if not supported(input):
+        if not supported(input, "rnn_cell"):
             return super().forward(input, hx)
         _check_input("RNNCell", input)
         if hx is not None:
@@ -65,7 +65,7 @@ class GRUCell(torch.nn.GRUCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Same as the forward of `torch.nn.GRUCell`."""
-        if not supported(input):
+        if not supported(input, "gru_cell"):
             return super().forward(input, hx)
         _check_input("GRUCell", input)
         if hx is not None:
@@ -91,7 +91,7 @@ class LSTMCell(torch.nn.LSTMCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Same as the forward of `torch.nn.LSTMCell`."""
-        if not supported(input):
+        if not supported(input, "lstm_cell"):
             return super().forward(input, hx)
         _check_input("LSTMCell", input)
         if hx is not None:

@@ -20,7 +20,7 @@ def _global_moments(input: Tensor, group: Any) -> tuple[Tensor, Tensor, float]:
     """Mean and biased variance [C], in float64, and the count of values over all processes of the group."""
     channels = input.shape[1]
     count = torch.tensor([input.numel() // channels], dtype=torch.float64)
-    own = torch.cat([_ops._batch_norm_moments(input).flatten(), count])
+    own = torch.cat([_ops._sync_batch_norm_moments(input).flatten(), count])
     gathered = [torch.empty_like(own) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(gathered, own, group)
     # Added in the order of the processes, by all of them alike (Chan, Golub and LeVeque 1983).
@@ -87,7 +87,7 @@ class _SyncBatchNorm(torch.autograd.Function):
             sums = torch.stack([grad_bias, grad_weight]).double()
             if wants_input:
                 distributed.all_reduce(sums, group=ctx.group)
-            grad_input, grad_residual = _ops._batch_norm_act_backward_elements(
+            grad_input, grad_residual = _ops._sync_batch_norm_backward(
                 *saved, ctx.activation, sums, float(ctx.count), fused_residual
             )
         return (
@@ -115,7 +115,7 @@ def synchronize(self: Any, input: Tensor, activation: str = "none", residual: Te
     group = _group(self)
     if group is None:
         return normalize(self, input, activation, residual)
-    if input.device.type != "cpu" or not supported(input):
+    if input.device.type != "cpu" or not supported(input, "batch_norm_act"):
         output = nn.SyncBatchNorm.forward(self, input)
         return unfused.activate(output if residual is None else output + residual, activation)
     factor = 0.0 if self.momentum is None else self.momentum
@@ -199,7 +199,7 @@ class SyncBatchNormAct2d(SyncBatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise [N,C,H,W], add the residual and activate."""
-        if supported(input) and (
+        if supported(input, "batch_norm_act") and (
             residual is None or (residual.dtype == input.dtype and residual.shape == input.shape)
         ):
             return synchronize(self, input, self.activation, residual)

@@ -15,7 +15,7 @@ namespace {
 at::Tensor moments_cpu(const at::Tensor& input) {
   TORCH_CHECK(input.dim() >= 2, "expected input of at least 2 dimensions, but got input of size ",
               input.sizes());
-  const DType dtype = kernel_dtype(input, "d2lfast::_batch_norm_moments");
+  const DType dtype = kernel_dtype(input, "d2lfast::_sync_batch_norm_moments");
   const int64_t channels = input.size(1);
   at::Tensor moments = at::zeros({2, channels}, input.options().dtype(at::kDouble));
   if (input.numel() == 0) return moments;
@@ -115,8 +115,8 @@ std::tuple<at::Tensor, at::Tensor> backward_elements_cpu(
 }  // namespace
 
 TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("_batch_norm_moments", moments_cpu);
-  m.impl("_batch_norm_act_backward_elements", backward_elements_cpu);
+  m.impl("_sync_batch_norm_moments", moments_cpu);
+  m.impl("_sync_batch_norm_backward", backward_elements_cpu);
 }
 
 }  // namespace d2lfast::ops

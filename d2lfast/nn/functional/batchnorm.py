@@ -53,7 +53,7 @@ def batch_norm(
         ValueError: one value per channel in training; a bad eps.
         RuntimeError: sizes, dtypes or devices do not fit, or evaluation without running statistics.
     """
-    if not supported(input) or input.dim() < 2:
+    if not supported(input, "batch_norm_act") or input.dim() < 2:
         return _native.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     _verify(input, training, eps)
     return _batch_norm_act(input, weight, bias, running_mean, running_var, training, momentum, eps)
@@ -86,7 +86,7 @@ def batch_norm_act(
         RuntimeError: sizes, dtypes or devices do not fit, or evaluation without running statistics.
         NotImplementedError: a dtype, device or layout without kernels.
     """
-    if not supported(input):
+    if not supported(input, "batch_norm_act"):
         raise NotImplementedError(f"a fused batch normalisation for {input.dtype} on {input.device}")
     if input.dim() >= 2:
         _verify(input, training, eps)

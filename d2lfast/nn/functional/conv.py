@@ -56,7 +56,7 @@ def conv2d(
         RuntimeError: sizes, dtypes or devices do not fit, as in torch.
         ValueError: no such activation.
     """
-    if not (supported(input) and supported(weight)):
+    if not (supported(input, "conv2d") and supported(weight, "conv2d")):
         if activation != "none":
             raise NotImplementedError(f"an activation epilogue for {input.dtype} on {input.device}")
         return _native.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ def max_pool2d_with_indices(
     return_indices: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Maxima of windows and their flat int64 positions in the H x W plane; see `max_pool2d`."""
-    if not supported(input):
+    if not supported(input, "max_pool2d_with_indices"):
         native: Any = _native.max_pool2d_with_indices
         return native(input, kernel_size, stride, padding, dilation, ceil_mode)
     window = _window("max_pool2d", kernel_size, stride, padding)
@@ -92,7 +92,7 @@ def max_pool2d(
     """
     if return_indices:
         return max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
-    if not supported(input):
+    if not supported(input, "max_pool2d"):
         native: Any = _native.max_pool2d
         return native(input, kernel_size, stride, padding, dilation, ceil_mode)
     window = _window("max_pool2d", kernel_size, stride, padding)
@@ -123,7 +123,7 @@ def avg_pool2d(
     Raises:
         RuntimeError: ranks or sizes do not fit, or the divisor is 0, as in torch.
     """
-    if not supported(input):
+    if not supported(input, "avg_pool2d"):
         native: Any = _native.avg_pool2d
         return native(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     window = _window("avg_pool2d", kernel_size, stride, padding)
@@ -155,7 +155,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     Raises:
         RuntimeError: ranks or sizes do not fit, as in torch.
     """
-    if not supported(input):
+    if not supported(input, "adaptive_avg_pool2d"):
         return _native.adaptive_avg_pool2d(input, output_size)
     return _adaptive_avg_pool2d(input, _adaptive_size(input, output_size))
 
@@ -164,7 +164,7 @@ def adaptive_max_pool2d_with_indices(
     input: Tensor, output_size: Any, return_indices: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Maxima of a grid of regions and their flat int64 positions; see `adaptive_max_pool2d`."""
-    if not supported(input):
+    if not supported(input, "adaptive_max_pool2d"):
         return _native.adaptive_max_pool2d_with_indices(input, output_size)
     return _adaptive_max_pool2d(input, _adaptive_size(input, output_size))
 

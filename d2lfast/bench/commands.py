@@ -1,4 +1,4 @@
-"""`d2lfast bench kernels`: the operators against native PyTorch."""
+"""`d2lfast bench`: its commands, and `kernels`, the operators against native PyTorch."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from d2lfast.bench import registry
+from d2lfast.bench import network_commands, registry
 from d2lfast.bench.allocator import keep_memory
 from d2lfast.bench.case import Case
 from d2lfast.bench.machine import machine
@@ -22,7 +22,7 @@ from d2lfast.bench.table import LEGEND, failure_lines, header_lines, list_table,
 from d2lfast.bench.timing import foreign_load
 
 app = typer.Typer(
-    help="Measure operators against native PyTorch.",
+    help="Measure operators and networks against native PyTorch.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,10 +40,7 @@ class DType(StrEnum):
     float16 = "float16"
 
 
-@app.callback()
-def _benchmarks() -> None:
-    # With a callback, typer keeps the name of the only command.
-    pass
+app.command("networks")(network_commands.networks)
 
 
 def _choose(pattern: str) -> list[Case]:

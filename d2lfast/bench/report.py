@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from d2lfast.bench.roofline import Roofline
 from d2lfast.bench.runner import Outcome, Row
@@ -37,13 +38,19 @@ def write_json(
 
 
 def write_csv(path: Path, facts: Mapping[str, str | int | float], outcomes: Sequence[Outcome]) -> None:
-    """Write the rows, below the machine as `# name: value` lines."""
+    """Write the rows of operators, below the machine as `# name: value` lines."""
+    write_rows(path, facts, Row, [row for outcome in outcomes for row in outcome.rows])
+
+
+def write_rows(
+    path: Path, facts: Mapping[str, str | int | float], kind: type[Any], rows: Sequence[Any]
+) -> None:
+    """Write rows of the dataclass `kind`, below the machine as `# name: value` lines."""
     with path.open("w", newline="") as file:
         for name, value in facts.items():
             file.write(f"# {name}: {value}\n")
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)], lineterminator="\n")
         writer.writeheader()
-        for outcome in outcomes:
-            for row in outcome.rows:
-                values = asdict(row)
-                writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in values.items()})
+        for row in rows:
+            values = asdict(row)
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in values.items()})

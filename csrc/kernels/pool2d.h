@@ -32,6 +32,7 @@ struct MaxPool2dBackwardParams {
   int64_t n, c, h, w, oh, ow;
   Window2d window;
   bool channels_last;
+  bool stream = false;  // write past the caches
 };
 
 // Forward from `input` to `output`; backward from `output`'s gradient to `input`'s.
@@ -43,6 +44,7 @@ struct AvgPool2dParams {
   bool count_include_pad;
   int64_t divisor;  // 0: the window's size
   bool channels_last;
+  bool stream = false;  // write past the caches; backward only
 };
 
 // Output row i covers the input rows [i * H / OH, ceil((i + 1) * H / OH)), columns alike.
@@ -54,29 +56,34 @@ struct AdaptivePool2dParams {
   bool channels_last;
 };
 
-// Each function works on the items [begin, end): planes [N*C] of contiguous tensors; of channels_last ones
-// the result's rows [N*OH] or [N*H], or images [N] for adaptive_max_backward. `scratch` holds as many
-// floats (doubles for float64) as the matching *_scratch says and need not be initialised; *_pixels_scratch
-// is for channels_last gradients, the other channels_last passes need none. adaptive_max_backward wants a
-// result's item.
-struct Pool2dKernels {
-  void (*max_forward[kNumDTypes])(const MaxPool2dParams&, int64_t begin, int64_t end, void* scratch);
-  void (*max_backward[kNumDTypes])(const MaxPool2dBackwardParams&, int64_t begin, int64_t end, void* scratch);
-  void (*avg_forward[kNumDTypes])(const AvgPool2dParams&, int64_t begin, int64_t end, void* scratch);
-  void (*avg_backward[kNumDTypes])(const AvgPool2dParams&, int64_t begin, int64_t end, void* scratch);
-  void (*adaptive_avg_forward[kNumDTypes])(const AdaptivePool2dParams&, int64_t begin, int64_t end,
-                                           void* scratch);
-  void (*adaptive_avg_backward[kNumDTypes])(const AdaptivePool2dParams&, int64_t begin, int64_t end,
-                                            void* scratch);
-  void (*adaptive_max_forward[kNumDTypes])(const AdaptivePool2dParams&, int64_t begin, int64_t end,
-                                           void* scratch);
-  void (*adaptive_max_backward[kNumDTypes])(const AdaptivePool2dParams&, int64_t begin, int64_t end,
-                                            void* scratch);
-  int64_t (*forward_scratch)(int64_t h, int64_t ow, const Window2d& window);
-  int64_t (*backward_scratch)(int64_t w, int64_t oh, int64_t ow, const Window2d& window);
-  int64_t (*pixels_scratch)(int64_t w, int64_t ow, const Window2d& window);
-  int64_t (*adaptive_scratch)(int64_t w, int64_t oh);
-  int64_t (*adaptive_pixels_scratch)(int64_t h, int64_t w, int64_t oh, int64_t ow);
+// Each kernel works on the items [begin, end): planes [N*C] of contiguous tensors; of channels_last ones the
+// result's rows [N*OH] or [N*H], or images [N] for the gradient of the adaptive maximum. `scratch` holds as
+// many floats (doubles for float64) as the function of that name says and need not be initialised; the
+// gradient of the adaptive maximum wants a result's item. One table for each family and instruction set.
+template <typename Params>
+using Pool2dKernel = void (*)(const Params&, int64_t begin, int64_t end, void* scratch);
+
+struct MaxPool2dKernels {
+  Pool2dKernel<MaxPool2dParams> forward[kNumDTypes];
+  int64_t (*scratch)(const MaxPool2dParams&);
+};
+
+struct MaxPool2dGradientKernels {
+  Pool2dKernel<MaxPool2dBackwardParams> backward[kNumDTypes];
+  int64_t (*scratch)(const MaxPool2dBackwardParams&);
+};
+
+struct AvgPool2dKernels {
+  Pool2dKernel<AvgPool2dParams> forward[kNumDTypes], backward[kNumDTypes];
+  int64_t (*forward_scratch)(const AvgPool2dParams&);
+  int64_t (*backward_scratch)(const AvgPool2dParams&);
+};
+
+struct AdaptivePool2dKernels {
+  Pool2dKernel<AdaptivePool2dParams> avg_forward[kNumDTypes], avg_backward[kNumDTypes];
+  Pool2dKernel<AdaptivePool2dParams> max_forward[kNumDTypes], max_backward[kNumDTypes];
+  int64_t (*scratch)(int64_t w, int64_t oh);
+  int64_t (*pixels_scratch)(int64_t h, int64_t w, int64_t oh, int64_t ow);
 };
 
 }  // namespace d2lfast

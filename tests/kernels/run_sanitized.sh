@@ -11,12 +11,11 @@ flags=(-std=c++20 -O1 -g1 -Wall -Wextra -Wno-unknown-pragmas -Wno-maybe-uninitia
   -fno-math-errno -fsanitize=address,undefined -fno-sanitize-recover=all)
 
 families=()
-sources=(csrc/kernels/cpu/isa.cpp csrc/ops/cpu/conv2d_plan.cpp)
+sources=(csrc/kernels/cpu/*.cpp csrc/ops/cpu/conv2d_plan.cpp tests/kernels/test_*.cpp)
 for test in tests/kernels/test_*.cpp; do
   family=$(basename "$test" .cpp)
   family=${family#test_}
   families+=("$family")
-  sources+=("$test" csrc/kernels/cpu/"$family"_{baseline,avx2,avx512}.cpp)
 done
 flags+=("-DD2LFAST_FAMILIES(run)=$(printf 'run(%s);' "${families[@]}")")
 sources+=(tests/kernels/main.cpp)

@@ -1,28 +1,24 @@
 #include <algorithm>
 
-#include "../../csrc/kernels/pool2d.h"
+#include "../../csrc/ops/cpu/pool2d_tables.h"
 #include "support.h"
-
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Pool2dKernels pool2d_kernels;
-}
-namespace avx2 {
-extern const Pool2dKernels pool2d_kernels;
-}
-namespace avx512 {
-extern const Pool2dKernels pool2d_kernels;
-}
-}  // namespace d2lfast::cpu
 
 namespace d2lfast::test {
 namespace {
+
+// The families' tables of one instruction set.
+struct Pool2dTables {
+  const MaxPool2dKernels& max;
+  const MaxPool2dGradientKernels& max_gradient;
+  const AvgPool2dKernels& average;
+  const AdaptivePool2dKernels& adaptive;
+};
 
 struct Problem {
   DType dtype;
   Image input, output;
   Window2d window;
-  bool count_include_pad, ties;
+  bool count_include_pad, ties, stream;
   int64_t divisor;
 };
 
@@ -58,6 +54,7 @@ Problem draw(Random& random) {
     p.count_include_pad = random.chance(50);
     p.divisor = random.chance(70) ? 0 : random.chance(50) ? random.between(1, 9) : -random.between(1, 9);
     p.ties = random.chance(50);
+    p.stream = random.chance(50);
     if (p.output.h > 0 && p.output.w > 0) return p;
   }
 }
@@ -88,7 +85,7 @@ void in_two(Kernel kernel, const Params& params, int64_t items, int64_t scratch,
 
 int64_t items(const Image& result) { return result.n * (result.channels_last ? result.h : result.c); }
 
-void test_max(const Pool2dKernels& table, const Problem& p, const Buffer& input, const Buffer& grad,
+void test_max(const Pool2dTables& tables, const Problem& p, const Buffer& input, const Buffer& grad,
               const std::string& what) {
   const Window2d& k = p.window;
   const int dtype = static_cast<int>(p.dtype);
@@ -100,16 +97,15 @@ void test_max(const Pool2dKernels& table, const Problem& p, const Buffer& input,
   const auto [n, c, h, w, input_last] = p.input;
   MaxPool2dParams params{
       input.data(), output.data(), position.data(), bytes, n, c, h, w, p.output.h, p.output.w, k, last};
-  const int64_t scratch = last ? 0 : table.forward_scratch(h, p.output.w, k);
-  in_two(table.max_forward[dtype], params, items(p.output), scratch, p.dtype);
+  const int64_t scratch = tables.max.scratch(params);
+  in_two(tables.max.forward[dtype], params, items(p.output), scratch, p.dtype);
   params.output = again.data();
   params.position = nullptr;
-  in_two(table.max_forward[dtype], params, items(p.output), scratch, p.dtype);
-  in_two(table.max_backward[dtype],
-         MaxPool2dBackwardParams{grad.data(), position.data(), grad_input.data(), bytes, n, c, h, w,
-                                 p.output.h, p.output.w, k, last},
-         items(p.input),
-         last ? table.pixels_scratch(w, p.output.w, k) : table.backward_scratch(w, p.output.h, p.output.w, k),
+  in_two(tables.max.forward[dtype], params, items(p.output), scratch, p.dtype);
+  const MaxPool2dBackwardParams backward{
+      grad.data(), position.data(), grad_input.data(), bytes, n,    c,       h,
+      w,           p.output.h,      p.output.w,        k,     last, p.stream};
+  in_two(tables.max_gradient.backward[dtype], backward, items(p.input), tables.max_gradient.scratch(backward),
          p.dtype);
 
   std::vector<double> expected(static_cast<size_t>(p.output.size()));
@@ -151,7 +147,7 @@ void test_max(const Pool2dKernels& table, const Problem& p, const Buffer& input,
   expect_close(grad_input, expected_grad, k.kernel_h * k.kernel_w, 1, what + ": gradient");
 }
 
-void test_avg(const Pool2dKernels& table, Problem p, const Buffer& input, const Buffer& grad,
+void test_avg(const Pool2dTables& tables, Problem p, const Buffer& input, const Buffer& grad,
               const std::string& what) {
   Window2d& k = p.window;
   k.dilation_h = k.dilation_w = 1;
@@ -159,15 +155,14 @@ void test_avg(const Pool2dKernels& table, Problem p, const Buffer& input, const 
   const bool last = p.input.channels_last;
   const auto [n, c, h, w, input_last] = p.input;
   Buffer output(p.dtype, p.output.size()), grad_input(p.dtype, p.input.size());
-  in_two(table.avg_forward[dtype],
-         AvgPool2dParams{input.data(), output.data(), n, c, h, w, p.output.h, p.output.w, k,
-                         p.count_include_pad, p.divisor, last},
-         items(p.output), last ? 0 : table.forward_scratch(h, p.output.w, k), p.dtype);
-  in_two(table.avg_backward[dtype],
-         AvgPool2dParams{grad.data(), grad_input.data(), n, c, h, w, p.output.h, p.output.w, k,
-                         p.count_include_pad, p.divisor, last},
-         items(p.input),
-         last ? table.pixels_scratch(w, p.output.w, k) : table.backward_scratch(w, p.output.h, p.output.w, k),
+  const AvgPool2dParams forward{input.data(),        output.data(), n,   c, h, w, p.output.h, p.output.w, k,
+                                p.count_include_pad, p.divisor,     last};
+  in_two(tables.average.forward[dtype], forward, items(p.output), tables.average.forward_scratch(forward),
+         p.dtype);
+  const AvgPool2dParams backward{
+      grad.data(), grad_input.data(),   n,         c,    h,       w, p.output.h, p.output.w,
+      k,           p.count_include_pad, p.divisor, last, p.stream};
+  in_two(tables.average.backward[dtype], backward, items(p.input), tables.average.backward_scratch(backward),
          p.dtype);
 
   std::vector<double> expected(static_cast<size_t>(p.output.size()));
@@ -205,7 +200,7 @@ void test_avg(const Pool2dKernels& table, Problem p, const Buffer& input, const 
   expect_close(grad_input, expected_grad, additions, 1, what + ": gradient");
 }
 
-void test_adaptive(const Pool2dKernels& table, const Problem& p, const Buffer& input, const Buffer& grad,
+void test_adaptive(const Pool2dTables& tables, const Problem& p, const Buffer& input, const Buffer& grad,
                    const std::string& what) {
   const int dtype = static_cast<int>(p.dtype);
   const bool last = p.input.channels_last;
@@ -214,17 +209,18 @@ void test_adaptive(const Pool2dKernels& table, const Problem& p, const Buffer& i
   Buffer average(p.dtype, p.output.size()), average_grad(p.dtype, p.input.size());
   Buffer largest(p.dtype, p.output.size()), largest_grad(p.dtype, p.input.size());
   Exact<int64_t> indices(p.output.size());
-  const int64_t scratch = last ? table.adaptive_pixels_scratch(h, w, oh, ow) : table.adaptive_scratch(w, oh);
-  in_two(table.adaptive_avg_forward[dtype],
+  const auto& table = tables.adaptive;
+  const int64_t scratch = last ? table.pixels_scratch(h, w, oh, ow) : table.scratch(w, oh);
+  in_two(table.avg_forward[dtype],
          AdaptivePool2dParams{input.data(), average.data(), nullptr, n, c, h, w, oh, ow, last},
          items(p.output), scratch, p.dtype);
-  in_two(table.adaptive_avg_backward[dtype],
+  in_two(table.avg_backward[dtype],
          AdaptivePool2dParams{grad.data(), average_grad.data(), nullptr, n, c, h, w, oh, ow, last},
          items(p.input), scratch, p.dtype);
-  in_two(table.adaptive_max_forward[dtype],
+  in_two(table.max_forward[dtype],
          AdaptivePool2dParams{input.data(), largest.data(), indices.data(), n, c, h, w, oh, ow, last},
          items(p.output), scratch, p.dtype);
-  in_two(table.adaptive_max_backward[dtype],
+  in_two(table.max_backward[dtype],
          AdaptivePool2dParams{grad.data(), largest_grad.data(), indices.data(), n, c, h, w, oh, ow, last},
          last ? n : n * c, h * w * (last ? c : 1), p.dtype);
 
@@ -271,8 +267,18 @@ void test_adaptive(const Pool2dKernels& table, const Problem& p, const Buffer& i
 }  // namespace
 
 void test_pool2d(int cases) {
-  const auto all =
-      tables(cpu::baseline::pool2d_kernels, cpu::avx2::pool2d_kernels, cpu::avx512::pool2d_kernels);
+  const auto of = [](const auto& max, const auto& gradient, const auto& average, const auto& adaptive) {
+    return Pool2dTables{max, gradient, average, adaptive};
+  };
+  namespace cpu = d2lfast::cpu;
+  const Pool2dTables baseline =
+      of(cpu::baseline::pool2d_max_kernels, cpu::baseline::pool2d_max_gradient_kernels,
+         cpu::baseline::pool2d_average_kernels, cpu::baseline::pool2d_adaptive_kernels);
+  const Pool2dTables avx2 = of(cpu::avx2::pool2d_max_kernels, cpu::avx2::pool2d_max_gradient_kernels,
+                               cpu::avx2::pool2d_average_kernels, cpu::avx2::pool2d_adaptive_kernels);
+  const Pool2dTables avx512 = of(cpu::avx512::pool2d_max_kernels, cpu::avx512::pool2d_max_gradient_kernels,
+                                 cpu::avx512::pool2d_average_kernels, cpu::avx512::pool2d_adaptive_kernels);
+  const auto all = tables(baseline, avx2, avx512);
   for (int number = 0; number < cases; ++number) {
     Random random(static_cast<uint64_t>(number));
     Problem p = draw(random);
@@ -300,7 +306,7 @@ void test_pool2d(int cases) {
         adaptive_grad(p.dtype, gradient(adaptive));
     for (Buffer* buffer : {&grad, &avg_grad, &adaptive_grad}) buffer->randomise(random);
     for (int isa = 0; isa < all.count; ++isa) {
-      const Pool2dKernels& table = *all.table[isa];
+      const Pool2dTables& table = *all.table[isa];
       const std::string name = std::string(all.name(isa)) + " ";
       test_max(table, p, input, grad, name + describe(p, "max_pool2d", number));
       test_max(table, p, with_nan, grad, name + describe(p, "max_pool2d with NaN", number));

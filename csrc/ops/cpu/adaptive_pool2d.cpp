@@ -11,7 +11,7 @@ namespace d2lfast::ops {
 
 namespace {
 
-using Kernel = void (*)(const AdaptivePool2dParams&, int64_t, int64_t, void*);
+using Kernel = Pool2dKernel<AdaptivePool2dParams>;
 
 // Work is by planes, or by the rows (`rows`) or images (0) of a channels_last result.
 void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at::Tensor& result,
@@ -30,11 +30,11 @@ void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at
                                     last};
   const int64_t items = params.n * (last ? std::max<int64_t>(rows, 1) : params.c);
   if (items == 0) return;
-  const auto& table = cpu::pool2d_table();
+  const auto& table = cpu::pool2d_adaptive_table();
   const bool sums_images = indices != nullptr && !forward;
   const int64_t scratch = sums_images ? params.h * params.w * (last ? params.c : 1)
-                          : last ? table.adaptive_pixels_scratch(params.h, params.w, params.oh, params.ow)
-                                 : table.adaptive_scratch(params.w, params.oh);
+                          : last      ? table.pixels_scratch(params.h, params.w, params.oh, params.ow)
+                                      : table.scratch(params.w, params.oh);
   parallel_items(kernels[static_cast<int>(dtype)], params, items, image.numel() / items, scratch, dtype);
 }
 
@@ -46,7 +46,7 @@ at::Tensor adaptive_avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef outp
   at::Tensor output = at::empty({images.size(0), images.size(1), output_size[0], output_size[1]},
                                 images.options().memory_format(format));
   if (output.numel() > 0) {
-    run(cpu::pool2d_table().adaptive_avg_forward, source, output, nullptr, true, is_channels_last(format),
+    run(cpu::pool2d_adaptive_table().avg_forward, source, output, nullptr, true, is_channels_last(format),
         output_size[0], dtype);
   }
   return like_batching_of(input, output);
@@ -62,7 +62,7 @@ at::Tensor adaptive_avg_pool2d_backward_cpu(const at::Tensor& grad_output, at::I
   if (grad.numel() == 0) {
     result.zero_();
   } else {
-    run(cpu::pool2d_table().adaptive_avg_backward, grad, result, nullptr, false, channels_last, input_size[0],
+    run(cpu::pool2d_adaptive_table().avg_backward, grad, result, nullptr, false, channels_last, input_size[0],
         dtype);
   }
   return like_batching_of(grad_output, result);
@@ -78,7 +78,7 @@ std::tuple<at::Tensor, at::Tensor> adaptive_max_pool2d_cpu(const at::Tensor& inp
                                 images.options().memory_format(format));
   at::Tensor indices = at::empty(output.sizes(), output.options().dtype(at::kLong).memory_format(format));
   if (output.numel() > 0) {
-    run(cpu::pool2d_table().adaptive_max_forward, source, output, indices.mutable_data_ptr<int64_t>(), true,
+    run(cpu::pool2d_adaptive_table().max_forward, source, output, indices.mutable_data_ptr<int64_t>(), true,
         is_channels_last(format), output_size[0], dtype);
   }
   return {like_batching_of(input, output), like_batching_of(input, indices)};
@@ -97,7 +97,7 @@ at::Tensor adaptive_max_pool2d_backward_cpu(const at::Tensor& grad_output, const
   if (grad.numel() == 0) {
     result.zero_();
   } else {
-    run(cpu::pool2d_table().adaptive_max_backward, grad, result, from.data_ptr<int64_t>(), false,
+    run(cpu::pool2d_adaptive_table().max_backward, grad, result, from.data_ptr<int64_t>(), false,
         channels_last, 0, dtype);
   }
   return like_batching_of(grad_output, result);

@@ -19,6 +19,12 @@ int64_t items_of(bool channels_last, int64_t n, int64_t c, int64_t rows) {
   return n * (channels_last ? rows : c);
 }
 
+// Whether a result is so large that its beginning has left the caches when its end is written.
+bool exceeds_caches(const at::Tensor& result) {
+  constexpr size_t kBytes = size_t{16} << 20;
+  return result.nbytes() > kBytes;
+}
+
 std::tuple<at::Tensor, at::Tensor> max_pool2d_forward(const at::Tensor& input, at::IntArrayRef kernel_size,
                                                       at::IntArrayRef stride, at::IntArrayRef padding,
                                                       at::IntArrayRef dilation, bool ceil_mode,
@@ -49,11 +55,11 @@ std::tuple<at::Tensor, at::Tensor> max_pool2d_forward(const at::Tensor& input, a
                                  s.ow,
                                  s.window,
                                  last};
-    const auto& table = cpu::pool2d_table();
+    const auto& table = cpu::pool2d_max_table();
     const int64_t items = items_of(last, s.n, s.c, s.oh);
-    parallel_items(table.max_forward[index_of(dtype)], params, items,
-                   output.numel() / items * s.window.kernel_h * s.window.kernel_w / 2,
-                   last ? 0 : table.forward_scratch(s.h, s.ow, s.window), dtype);
+    parallel_items(table.forward[index_of(dtype)], params, items,
+                   output.numel() / items * s.window.kernel_h * s.window.kernel_w / 2, table.scratch(params),
+                   dtype);
   }
   return {like_batching_of(input, output), with_position ? like_batching_of(input, position) : at::Tensor()};
 }
@@ -135,13 +141,12 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
                                          s.oh,
                                          s.ow,
                                          s.window,
-                                         last};
-    const auto& table = cpu::pool2d_table();
+                                         last,
+                                         exceeds_caches(result)};
+    const auto& table = cpu::pool2d_max_gradient_table();
     const int64_t items = items_of(last, s.n, s.c, s.h);
-    parallel_items(
-        table.max_backward[index_of(dtype)], params, items, result.numel() / items * 2,
-        last ? table.pixels_scratch(s.w, s.ow, s.window) : table.backward_scratch(s.w, s.oh, s.ow, s.window),
-        dtype);
+    parallel_items(table.backward[index_of(dtype)], params, items, result.numel() / items * 2,
+                   table.scratch(params), dtype);
   }
   return like_batching_of(grad_output, result);
 }
@@ -176,11 +181,11 @@ at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, 
                                  count_include_pad,
                                  divisor,
                                  last};
-    const auto& table = cpu::pool2d_table();
+    const auto& table = cpu::pool2d_average_table();
     const int64_t items = items_of(last, s.n, s.c, s.oh);
-    parallel_items(table.avg_forward[index_of(dtype)], params, items,
+    parallel_items(table.forward[index_of(dtype)], params, items,
                    output.numel() / items * s.window.kernel_h * s.window.kernel_w / 2,
-                   last ? 0 : table.forward_scratch(s.h, s.ow, s.window), dtype);
+                   table.forward_scratch(params), dtype);
   }
   return like_batching_of(input, output);
 }
@@ -208,13 +213,12 @@ at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, at::IntArrayRe
                                  s.window,
                                  count_include_pad,
                                  divisor,
-                                 last};
-    const auto& table = cpu::pool2d_table();
+                                 last,
+                                 exceeds_caches(result)};
+    const auto& table = cpu::pool2d_average_table();
     const int64_t items = items_of(last, s.n, s.c, s.h);
-    parallel_items(
-        table.avg_backward[index_of(dtype)], params, items, result.numel() / items * 2,
-        last ? table.pixels_scratch(s.w, s.ow, s.window) : table.backward_scratch(s.w, s.oh, s.ow, s.window),
-        dtype);
+    parallel_items(table.backward[index_of(dtype)], params, items, result.numel() / items * 2,
+                   table.backward_scratch(params), dtype);
   }
   return like_batching_of(grad_output, result);
 }

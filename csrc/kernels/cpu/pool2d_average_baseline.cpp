@@ -1,3 +1,3 @@
 #include "target_baseline.h"
 
-#include "pool2d.inc"
+#include "pool2d_average.inc"

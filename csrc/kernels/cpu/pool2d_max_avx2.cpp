@@ -1,3 +1,3 @@
 #include "target_avx2.h"
 
-#include "pool2d.inc"
+#include "pool2d_max.inc"

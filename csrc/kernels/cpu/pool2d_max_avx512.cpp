@@ -1,3 +1,3 @@
 #include "target_avx512.h"
 
-#include "pool2d.inc"
+#include "pool2d_max.inc"

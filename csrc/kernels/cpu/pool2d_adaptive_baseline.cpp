@@ -1,0 +1,3 @@
+#include "target_baseline.h"
+
+#include "pool2d_adaptive.inc"

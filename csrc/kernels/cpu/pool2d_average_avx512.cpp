@@ -1,0 +1,3 @@
+#include "target_avx512.h"
+
+#include "pool2d_average.inc"

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from d2lfast import memory
-from d2lfast.commands import bench, info, selftest, summary, train
+from d2lfast.commands import bench, info, selftest, summary, train, use
 
 app = typer.Typer(
     help="Drop-in PyTorch layers with fast kernels, for the networks of Dive into Deep Learning.",
@@ -28,6 +28,9 @@ def _begin(
 
 app.command("train")(train.command)
 app.command("summary")(summary.command)
+app.command("translate")(use.translate_command)
+app.command("generate")(use.generate_command)
+app.command("show")(use.show_command)
 app.command("info")(info.command)
 app.command("selftest")(selftest.command)
 app.command(

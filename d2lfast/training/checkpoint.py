@@ -70,7 +70,8 @@ def restore(
         if state["optimizer"] is not None and hasattr(optim, "load_state_dict"):
             optim.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} belongs to another model: {error}") from error
+        reason = " ".join(str(error).split()[:40])
+        raise ValueError(f"{path} belongs to another model: {reason}") from error
     if state["seed"] is None:
         torch.set_rng_state(state["random"].cpu())
     return [Epoch(**values) for values in state["history"]], state["seed"]

@@ -44,7 +44,8 @@ class Workload:
         data: the data set.
         source: the data set in words.
         batch_size, lr, epochs: of the training.
-        sizes: of the network, where the data decide.
+        sizes: what the network is built with besides the book's.
+        asked: the same as `network_of` takes it.
         facts: what `load_saved` needs besides the parameters; saved with them.
         loss: of outputs and target.
         items: tokens per example, for speeds; 1 if examples count.
@@ -58,6 +59,7 @@ class Workload:
     lr: float
     epochs: int
     sizes: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     loss: Loss | None = None
     items: int = 1
@@ -77,7 +79,19 @@ class Workload:
     @property
     def saved_facts(self) -> dict[str, Any]:
         """What a checkpoint says of the network."""
-        return {"network": self.network.name, "sizes": self.sizes, **self.facts}
+        return {"network": self.network.name, "sizes": self.asked, **self.facts}
+
+
+def network_of(facts: dict[str, Any]) -> tuple[Network, dict[str, Any]]:
+    """Return the entry of the registry that `saved_facts` speak of, and the sizes for its builder.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    entry, sizes = network(facts["network"]), dict(facts["sizes"])
+    if entry.task is Task.LANGUAGE_MODEL and "num_layers" in sizes:
+        entry = _deep(entry, sizes)
+    return entry, sizes
 
 
 def _deep(entry: Network, sizes: dict[str, Any]) -> Network:
@@ -140,10 +154,8 @@ def workload(
         ValueError: there is no such network, or a file of the data is damaged.
         OSError: the data are not there and cannot be downloaded.
     """
-    sizes = dict(sizes or {})
-    entry = network(name)
-    if entry.task is Task.LANGUAGE_MODEL and "num_layers" in sizes:
-        entry = _deep(entry, sizes)
+    asked = dict(sizes or {})
+    entry, sizes = network_of({"network": name, "sizes": asked})
     batch_size = batch_size or entry.batch_size
     part = _SOURCES[entry.data](entry, batch_size, folder, augment)
     recipe = RECIPES.get(name)
@@ -159,6 +171,7 @@ def workload(
         lr=entry.lr if lr is None else lr,
         epochs=epochs or entry.epochs,
         sizes={**part.sizes, **sizes},
+        asked={**part.sizes, **asked},
         facts=part.facts,
         loss=part.loss,
         items=part.items,

@@ -17,7 +17,7 @@ Init = Callable[[nn.Module], None]
 def initialize(model: nn.Module, *inputs: Any, init: Init | None = None) -> nn.Module:
     """Give every lazy layer its parameters by running `inputs` through, then apply `init`; return `model`.
 
-    The run leaves no trace: it records no gradients, moves no statistics and draws no random numbers.
+    The run leaves no trace besides: it records no gradients and moves no statistics.
     """
     training = {module: module.training for module in model.modules()}
     model.eval()

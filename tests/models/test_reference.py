@@ -1,5 +1,7 @@
 """Parameters, multiply-adds and shapes of every layer, as in the book."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from d2lfast import models
 from d2lfast.models.registry import NETWORKS, network
 from d2lfast.summary import summarize
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "networks.md"
 # Parameters; multiply-adds of one example, rounded as the book's tables round them (None: not in them).
 REFERENCE = {
     "linear-scratch": (3, None),
@@ -139,6 +142,27 @@ def test_shapes(name):
 )
 def test_parameters_of_blocks(block, parameters, layers):
     assert sum(p.numel() for p in block(layers=layers).parameters()) == parameters
+
+
+def test_the_documentation_lists_every_network():
+    rows = {}
+    for line in DOCUMENTATION.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            name, section, shape, parameters, macs, training = (cell.strip() for cell in line.split("|")[1:7])
+            rows[name.strip("`")] = (section, shape, parameters, macs, training)
+    assert list(rows) == list(NETWORKS)
+    for name, (section, shape, parameters, macs, training) in rows.items():
+        network = NETWORKS[name]
+        assert section == network.section
+        assert shape == "x".join(map(str, network.shape))
+        assert parameters == f"{REFERENCE[name][0]:,}"
+        assert training == f"{network.lr:g}, {network.batch_size}, {network.epochs}"
+        if name != "vgg11":
+            value, _, unit = macs.partition(" ")
+            counted = summarize(built(name), *network.example(1).inputs).macs
+            assert float(value) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[unit] == pytest.approx(
+                float(f"{counted:.3g}")
+            )
 
 
 def test_no_such_network():

@@ -1,0 +1,3 @@
+#include "target_avx2.h"
+
+#include "recurrent_sequence.inc"

@@ -19,6 +19,9 @@ def _with_kernels(key: str) -> frozenset[str | None]:
     present = {
         n for n in names if torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"d2lfast::{n}", key)
     }
+    # The public layers are composed of one private operator.
+    if "_recurrent_layer" not in present:
+        present -= {n for n in names if n.endswith("_layer")}
     public = [n for n in names if not n.startswith("_")]
     complete: set[str | None] = {
         name for name in public if all(n in present for n in names if n.removeprefix("_").startswith(name))

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,9 @@ def run_selftest(devices: Iterable[str] | None = None) -> list[Row]:
 
 def _check_operator(name: str, its_cases: list[Case], device: str) -> Iterator[Row]:
     key = torch.device(device).type.upper()
-    if key != "CPU" and not torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"d2lfast::{name}", key):
+    # The layers are composed of one operator: it is that which may lack a kernel.
+    kernel = "d2lfast::_recurrent_layer" if name.endswith("_layer") else f"d2lfast::{name}"
+    if key != "CPU" and not torch._C._dispatch_has_computed_kernel_for_dispatch_key(kernel, key):
         yield Row(name, device, "", "skipped", f"not built for {key}")
         return
     for dtype, tolerance in TOLERANCES.items():
@@ -174,7 +176,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def cases() -> list[Case]:
     """All cases, for all operators."""
-    found = [*_conv2d(), *_pooling(), *_adaptive_pooling(), *_batch_norm(), *_cells()]
+    found = [*_conv2d(), *_pooling(), *_adaptive_pooling(), *_batch_norm(), *_cells(), *_layers()]
     assert all(count >= 2 for count in Counter(case.operator for case in found).values())
     return found
 
@@ -327,6 +329,39 @@ def _cells() -> Iterator[Case]:
                     functools.partial(_call_cell, ours, 1 + states, hidden),
                     functools.partial(_call_cell, reference, 1 + states, hidden),
                 )
+
+
+def _layers() -> Iterator[Case]:
+    kinds = (("rnn_layer", 1, 1, torch._VF.rnn_tanh), ("gru_layer", 3, 1, torch._VF.gru),
+             ("lstm_layer", 4, 2, torch._VF.lstm))  # fmt: skip
+    for name, gates, states, native in kinds:
+        for steps, batch, size, hidden in ((4, 5, 7, 9), (3, 4, 100, 150)):
+            rows = gates * hidden
+            weights = [(rows, size), (rows, hidden), (rows,), (rows,)]
+            yield Case(
+                name,
+                ((steps, batch, size), *[(batch, hidden)] * states, *weights),
+                functools.partial(_call_layer, name, states, hidden),
+                functools.partial(_native_layer, native, states, hidden),
+            )
+
+
+# Weights as of a trained layer: otherwise errors grow from step to step.
+def _scaled(states: int, hidden: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [x if i <= states else x / hidden**0.5 for i, x in enumerate(tensors)]
+
+
+def _call_layer(name: str, states: int, hidden: int, *tensors: Tensor) -> Any:
+    x, *rest = _scaled(states, hidden, tensors)
+    return getattr(_ops(), name)(x, None, *rest)
+
+
+def _native_layer(native: Callable[..., Any], states: int, hidden: int, *tensors: Tensor) -> Any:
+    x, *rest = _scaled(states, hidden, tensors)
+    initial = [state.unsqueeze(0) for state in rest[:states]]
+    state = initial if states == 2 else initial[0]
+    output, *final = native(x, state, rest[states:], True, 1, 0.0, False, False, False)
+    return output, *(h.squeeze(0) for h in final)
 
 
 def _call_cell(cell: Callable[..., Any], states: int, hidden: int, *tensors: Tensor) -> Any:

@@ -1,6 +1,9 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/alias.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/dropout.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -234,6 +237,63 @@ Layer lstm_layer(const Tensor& input, const Optional& batch_sizes, const Tensor&
   return {output, h_n.squeeze(0), c_n.squeeze(0)};
 }
 
+// ---- All layers ----
+
+Tensor state_of(const Optional& given, const Tensor& like, const char* what, c10::SymInt layers,
+                c10::SymInt batch, c10::SymInt width) {
+  if (!given.has_value()) return at::zeros_symint({layers, batch, width}, like.options());
+  TORCH_CHECK(given->dim() == 3 && given->sym_size(0) == layers && given->sym_size(1) == batch &&
+                  given->sym_size(2) == width,
+              "Expected ", what, " size (", layers, ", ", batch, ", ", width, "), got ", given->sym_sizes());
+  return *given;
+}
+
+Layer recurrent(const Tensor& given_input, const Optional& batch_sizes, const Optional& hx,
+                const Optional& cx, at::TensorList weights, std::string_view mode, int64_t num_layers,
+                bool bias, double dropout, bool training, bool bidirectional, bool batch_first,
+                bool projected) {
+  const bool packed = batch_sizes.has_value(), lstm = mode == "lstm";
+  const bool tokens = given_input.scalar_type() == at::kLong;
+  const size_t directions = bidirectional ? 2 : 1;
+  const size_t each = directions * (2 + (bias ? 2 : 0) + (projected ? 1 : 0));
+  TORCH_CHECK(weights.size() == each * static_cast<size_t>(num_layers), "expected ",
+              each * static_cast<size_t>(num_layers), " weights, but got ", weights.size());
+  const int64_t dims = (packed ? 2 : 3) - tokens;
+  TORCH_CHECK(given_input.dim() == dims, "input must have ", dims, " dimensions, got ", given_input.dim());
+  TORCH_CHECK(tokens || given_input.sym_size(-1) == weights[0].sym_size(1),
+              "input.size(-1) must be equal to input_size. Expected ", weights[0].sym_size(1), ", got ",
+              given_input.sym_size(-1));
+  Tensor input = batch_first && !packed ? given_input.transpose(0, 1) : given_input;
+  const auto layers = c10::SymInt(static_cast<int64_t>(directions) * num_layers);
+  TORCH_CHECK(!packed || hx.has_value(), "a packed sequence comes with its initial state");
+  const auto batch = packed ? hx->sym_size(1) : input.sym_size(1);
+  const Tensor& like = tokens ? weights[0] : input;
+  const Tensor h = state_of(hx, like, "hidden", layers, batch, weights[1].sym_size(1));
+  Tensor c;
+  if (lstm) {
+    const auto hidden = weights[0].sym_size(0) / 4;
+    c = state_of(cx, like, hx.has_value() ? "hidden[1]" : "cell", layers, batch, hidden);
+  }
+  if (num_layers == 1) {
+    auto [output, h_n, c_n] = call_layer(input, batch_sizes, h, lstm ? Optional(c) : Optional(), weights,
+                                         mode, bias, projected, false);
+    return {batch_first && !packed ? output.transpose(0, 1) : output, h_n, c_n};
+  }
+  const auto count = static_cast<int64_t>(directions);
+  std::vector<Tensor> h_n, c_n;
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    const auto part = [&](const Tensor& state) { return state.narrow(0, layer * count, count); };
+    auto [output, h_last, c_last] =
+        call_layer(input, batch_sizes, part(h), lstm ? Optional(part(c)) : Optional(),
+                   weights.slice(static_cast<size_t>(layer) * each, each), mode, bias, projected, false);
+    h_n.push_back(h_last);
+    c_n.push_back(c_last);
+    input = output;
+    if (dropout > 0 && training && layer + 1 < num_layers) input = at::dropout(input, dropout, true);
+  }
+  return {batch_first && !packed ? input.transpose(0, 1) : input, at::cat(h_n), lstm ? at::cat(c_n) : c_n[0]};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(d2lfast, m) {
@@ -250,6 +310,11 @@ TORCH_LIBRARY_FRAGMENT(d2lfast, m) {
       "Tensor? b_ih, Tensor? b_hh, Tensor? w_hr=None, bool reverse=False) -> "
       "(Tensor output, Tensor h_n, Tensor c_n)",
       lstm_layer);
+  m.def(
+      "_recurrent(Tensor input, Tensor? batch_sizes, Tensor? hx, Tensor? cx, Tensor[] weights, str mode, "
+      "int num_layers, bool bias, float dropout, bool training, bool bidirectional, bool batch_first, "
+      "bool projected) -> (Tensor output, Tensor h_n, Tensor c_n)",
+      recurrent);
   m.def(
       "_recurrent_layer(Tensor input, Tensor? batch_sizes, Tensor hx, Tensor? cx, Tensor[] weights, str "
       "mode, "

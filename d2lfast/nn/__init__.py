@@ -7,13 +7,24 @@ from typing import Any
 
 import torch.nn as _native
 
-from d2lfast.nn import batchnorm, container, conv, functional, fused, pooling, recurrent, sync
+from d2lfast.nn import (
+    batchnorm,
+    container,
+    conv,
+    functional,
+    fused,
+    pooling,
+    recurrent,
+    recurrent_layers,
+    sync,
+)
 from d2lfast.nn.batchnorm import *  # noqa: F403
 from d2lfast.nn.container import *  # noqa: F403
 from d2lfast.nn.conv import *  # noqa: F403
 from d2lfast.nn.fused import *  # noqa: F403
 from d2lfast.nn.pooling import *  # noqa: F403
 from d2lfast.nn.recurrent import *  # noqa: F403
+from d2lfast.nn.recurrent_layers import *  # noqa: F403
 from d2lfast.nn.sync import *  # noqa: F403
 
 __all__ = [
@@ -25,6 +36,7 @@ __all__ = [
     *pooling.__all__,
     *recurrent.__all__,
     *sync.__all__,
+    *recurrent_layers.__all__,
 ]
 
 

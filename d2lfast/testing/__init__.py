@@ -11,6 +11,9 @@ from d2lfast.testing.compare import assert_accurate, check, compare
 from d2lfast.testing.fuzz import fuzz_case
 from d2lfast.testing.layouts import LAYOUTS, in_layout
 from d2lfast.testing.operators import ACTIVATIONS, DTYPES, OPERATORS, Operator
+from d2lfast.testing.recurrent_layers import LAYERS
+
+OPERATORS.update(LAYERS)
 
 __all__ = [
     "ACTIVATIONS",

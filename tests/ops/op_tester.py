@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from d2lfast.testing import DTYPES, LAYOUTS, OPERATORS, Case, check, compare, inputs_of, run
 from d2lfast.testing.compare import same
@@ -200,8 +201,8 @@ class OpTester:
             if func is self.entry.overload() or func in seen:
                 continue
             seen.add(func)
-            args = [x.detach() if isinstance(x, torch.Tensor) else x for x in args]
-            torch.library.opcheck(func, tuple(args), kwargs)
+            args = tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(args))
+            torch.library.opcheck(func, args, kwargs)
         assert seen, "no internal operator ran"
 
     def test_autocast(self, small_case):

@@ -24,6 +24,16 @@ def rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity):
     return getattr(torch, f"rnn_{nonlinearity}_cell")(x, h, w_ih, w_hh, b_ih, b_hh)
 
 
+def layer(native, states):
+    def call(x, sizes, *tensors):
+        initial = [state.unsqueeze(0) for state in tensors[:states]]
+        state = initial if states == 2 else initial[0]
+        output, *final = native(x, state, tensors[states:], True, 1, 0.0, False, False, False)
+        return output, *(h.squeeze(0) for h in final)
+
+    return call
+
+
 NATIVE = {
     "conv2d": conv2d,
     "max_pool2d": F.max_pool2d,
@@ -33,6 +43,9 @@ NATIVE = {
     "adaptive_max_pool2d": lambda x, size: F.adaptive_max_pool2d(x, size, return_indices=True),
     "batch_norm_act": batch_norm_act,
     "rnn_cell": rnn_cell,
+    "rnn_layer": layer(torch._VF.rnn_tanh, 1),
+    "gru_layer": layer(torch._VF.gru, 1),
+    "lstm_layer": layer(torch._VF.lstm, 2),
     "gru_cell": torch.gru_cell,
     "lstm_cell": lambda x, h, c, *weights: torch.lstm_cell(x, (h, c), *weights),
 }

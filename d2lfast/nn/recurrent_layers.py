@@ -1,0 +1,154 @@
+"""Recurrent layers over whole sequences: one operator for all layers, directions and time steps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from d2lfast._support import has_kernels, supported
+
+__all__ = ["GRU", "LSTM", "RNN"]
+
+_recurrent = torch.ops.d2lfast._recurrent.default
+
+
+def _takes(input: Any) -> bool:
+    """Whether the operator computes `input`, a tensor or PackedSequence, rather than torch."""
+    data = input.data if isinstance(input, PackedSequence) else input
+    tokens = data.dtype is torch.int64 and has_kernels("gru_layer", data.device.type)
+    return tokens or supported(data, "gru_layer")
+
+
+def _weights(module: Any) -> list[Tensor]:
+    """The parameters as they are now: replaced by `functional_call`, parametrised or plain."""
+    parameters = module._parameters
+    try:
+        return [parameters[name] for name in module._flat_weights_names]
+    except KeyError:
+        return [getattr(module, name) for name in module._flat_weights_names]
+
+
+def _run(
+    module: Any, mode: str, input: Tensor, sizes: Tensor | None, h: Tensor | None, c: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = _weights(module)
+    first = weights[0].dtype
+    if (
+        input.dtype is not first
+        and input.dtype is not torch.int64
+        and not torch._C._is_any_autocast_enabled()
+    ):
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({first}). "
+            f"Convert input: input.to({first}), or convert model: model.to({input.dtype})"
+        )
+    return _recurrent(
+        input, sizes, h, c, weights, mode, module.num_layers, module.bias, module.dropout, module.training,
+        module.bidirectional, module.batch_first, module.proj_size > 0,
+    )  # fmt: skip
+
+
+def _packed(module: Any, mode: str, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
+    data, sizes, sorted_indices, unsorted_indices = packed
+    lstm = mode == "lstm"
+    if hx is None:
+        layers = module.num_layers * (2 if module.bidirectional else 1)
+        like = module._flat_weights[0] if data.dtype is torch.int64 else data
+        h = like.new_zeros(layers, int(sizes[0]), module.proj_size or module.hidden_size)
+        c = like.new_zeros(layers, int(sizes[0]), module.hidden_size) if lstm else None
+    else:
+        hx = module.permute_hidden(hx, sorted_indices)
+        h, c = (hx[0], hx[1]) if lstm else (hx, None)
+    output, h, c = _run(module, mode, data, sizes, h, c)
+    final = module.permute_hidden((h, c) if lstm else h, unsorted_indices)
+    return PackedSequence(output, sizes, sorted_indices, unsorted_indices), final
+
+
+def _sequence(
+    module: Any, mode: str, input: Tensor, h: Tensor | None, c: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Runs on [T,N,I] or [N,T,I] (batch_first), unbatched on [T,I]; tokens lack the last axis."""
+    if input.dim() + (input.dtype is torch.int64) == 3:
+        return _run(module, mode, input, None, h, c)
+    axis = 0 if module.batch_first else 1
+    h = None if h is None else h.unsqueeze(1)
+    c = None if c is None else c.unsqueeze(1)
+    output, h, c = _run(module, mode, input.unsqueeze(axis), None, h, c)
+    return output.squeeze(axis), h.squeeze(1), c.squeeze(1) if mode == "lstm" else c
+
+
+def _dims(input: Tensor) -> int:
+    """Dimensions of the input as torch counts them, 2 or 3: those of one-hot rows for tokens."""
+    return input.dim() + (input.dtype is torch.int64)
+
+
+def _one_state(module: Any, mode: str, name: str, tail: str, input: Any, hx: Tensor | None) -> Any:
+    if isinstance(input, PackedSequence):
+        return _packed(module, mode, input, hx)
+    dims = _dims(input)
+    if dims not in (2, 3):
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{tail} instead")
+    if hx is not None and hx.dim() != dims:
+        kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
+        raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
+    return _sequence(module, mode, input, hx, None)[:2]
+
+
+class RNN(torch.nn.RNN):
+    """`torch.nn.RNN` in one operator: same constructor, parameters, `state_dict` and errors.
+
+    Shapes and PackedSequence as in `torch.nn.RNN`. float32, float64, bfloat16 and float16 on the CPU; for
+    other tensors (`d2lfast._support.supported`) `torch.nn.RNN` computes.
+
+    An int64 input, [T,N] or [T] (batch_first: [N,T]), holds tokens below `input_size`: the same result as
+    with `one_hot(input, input_size)`, from rows of the weight. In a floating-point input rows of zeros with
+    a single 1 are recognised and treated likewise.
+    """
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+        """Same as the forward of `torch.nn.RNN`."""
+        if not _takes(input):
+            return super().forward(input, hx)
+        return _one_state(self, self.nonlinearity, "RNN", " tensor", input, hx)
+
+
+class GRU(torch.nn.GRU):
+    """`torch.nn.GRU` in one operator: same constructor, parameters, `state_dict` and errors.
+
+    Shapes and PackedSequence as in `torch.nn.GRU`; dtypes and tokens as in `RNN`.
+    """
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+        """Same as the forward of `torch.nn.GRU`."""
+        if not _takes(input):
+            return super().forward(input, hx)
+        return _one_state(self, "gru", "GRU", "", input, hx)
+
+
+class LSTM(torch.nn.LSTM):
+    """`torch.nn.LSTM` in one operator, `proj_size` included: same constructor, parameters and errors.
+
+    Shapes and PackedSequence as in `torch.nn.LSTM`; dtypes and tokens as in `RNN`.
+    """
+
+    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:  # type: ignore[override]
+        """Same as the forward of `torch.nn.LSTM`."""
+        if not _takes(input):
+            return super().forward(input, hx)
+        if isinstance(input, PackedSequence):
+            return _packed(self, "lstm", input, hx)
+        dims = _dims(input)
+        if dims not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        if hx is None:
+            output, h, c = _sequence(self, "lstm", input, None, None)
+            return output, (h, c)
+        if hx[0].dim() != dims or hx[1].dim() != dims:
+            kind = "batched" if dims == 3 else "unbatched"
+            raise RuntimeError(
+                f"For {kind} {dims}-D input, hx and cx should also be {dims}-D but got "
+                f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+            )
+        output, h, c = _sequence(self, "lstm", input, hx[0], hx[1])
+        return output, (h, c)

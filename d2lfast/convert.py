@@ -40,9 +40,9 @@ LAYERS = {
     "RNNCell": "rnn_cell",
     "GRUCell": "gru_cell",
     "LSTMCell": "lstm_cell",
-    "RNN": None,
-    "GRU": None,
-    "LSTM": None,
+    "RNN": "rnn_layer",
+    "GRU": "gru_layer",
+    "LSTM": "lstm_layer",
 }
 FUSED = {"BatchNormAct2d": "batch_norm_act", "Conv2dAct": "conv2d", "ConvNormAct": None}
 

@@ -15,7 +15,7 @@ from d2lfast.commands.console import console, fail, say
 from d2lfast.commands.options import network_and_sizes
 from d2lfast.models import registry
 from d2lfast.training import ProgressBar, Trainer, distributed, train, trainer_of, twins
-from d2lfast.training.workload import Workload, workload
+from d2lfast.training.workload import workload
 
 
 def command(
@@ -32,6 +32,7 @@ def command(
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Layout of the images.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: torch's choice.")] = None,
     device: Annotated[str | None, typer.Option(help="Default: cuda if built in and present.")] = None,
+    resize: Annotated[int | None, typer.Option(min=8, help="Height and width of images.")] = None,
     cell: Annotated[str | None, typer.Option(help="rnn-lm: rnn, gru or lstm.")] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="rnn-lm, names: recurrent layers.")] = None,
     hidden: Annotated[int | None, typer.Option(min=1, help="rnn-lm, names: size of the state.")] = None,
@@ -59,7 +60,20 @@ def command(
         if own is not None and compare:
             fail("--compare trains in one process; start it without torchrun")
         where = own or _device(device)
-        work = _workload(network, data, batch_size, lr, epochs, cell, layers, hidden, bidirectional)
+        name, sizes, label = network_and_sizes(network, cell, layers, hidden, bidirectional)
+        try:
+            work = workload(
+                name,
+                folder=data,
+                batch_size=batch_size,
+                lr=lr,
+                epochs=epochs,
+                sizes=sizes,
+                label=label,
+                resize=resize,
+            )
+        except (OSError, ValueError, ModuleNotFoundError) as error:
+            fail(str(error))
         out_name = work.name
         options: dict[str, Any] = {
             "max_epochs": work.epochs,
@@ -95,26 +109,6 @@ def command(
             say(f"Model: {out / f'{out_name}.pt'}")
             after_training.run(trainers, work, out, prefix=prefix, names=predict or [])
         console.quiet = False
-
-
-def _workload(
-    name: str,
-    folder: Path | None,
-    batch_size: int | None,
-    lr: float | None,
-    epochs: int | None,
-    cell: str | None,
-    layers: int | None,
-    hidden: int | None,
-    bidirectional: bool,
-) -> Workload:
-    name, sizes, label = network_and_sizes(name, cell, layers, hidden, bidirectional)
-    try:
-        return workload(
-            name, folder=folder, batch_size=batch_size, lr=lr, epochs=epochs, sizes=sizes, label=label
-        )
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        fail(str(error))
 
 
 def _checked_name(name: str) -> None:

@@ -87,6 +87,8 @@ def _from_cache(cache: Path) -> Images:
     paths = {name: cache / f"{name}.gz" for name in FILES}
     for name, path in paths.items():
         if not FILES[name].matches(path):
+            if path.exists():
+                _log.warning("%s is damaged and is downloaded again", path)
             try:
                 fetch([f"{mirror}{name}.gz" for mirror in MIRRORS], path, FILES[name])
             except OSError as error:

@@ -1,5 +1,6 @@
 """What `d2lfast train` trains: a network of the registry, its data and the book's settings together."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -91,6 +92,14 @@ def network_of(facts: dict[str, Any]) -> tuple[Network, dict[str, Any]]:
     entry, sizes = network(facts["network"]), dict(facts["sizes"])
     if entry.task is Task.LANGUAGE_MODEL and "num_layers" in sizes:
         entry = _deep(entry, sizes)
+    if "resize" in sizes:
+        size = sizes.pop("resize")
+        if not entry.resize:
+            raise ValueError(f"{entry.name} does not take images")
+        entry = replace(entry, shape=(entry.shape[0], size, size))
+        if "image_size" in inspect.signature(entry.builder).parameters or entry.name.startswith("vgg"):
+            # Its linear layers have their widths from the image.
+            sizes["image_size"] = size
     return entry, sizes
 
 
@@ -139,6 +148,7 @@ def workload(
     sizes: dict[str, Any] | None = None,
     augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     label: str | None = None,
+    resize: int | None = None,
 ) -> Workload:
     """Return the network `name` with its data; what is None is as in the book.
 
@@ -149,12 +159,15 @@ def workload(
         sizes: of the network.
         augment: what is done with every training batch of images.
         label: how the workload is called; default `name`.
+        resize: height and width of images.
 
     Raises:
         ValueError: there is no such network, or a file of the data is damaged.
         OSError: the data are not there and cannot be downloaded.
     """
     asked = dict(sizes or {})
+    if resize is not None:
+        asked["resize"] = resize
     entry, sizes = network_of({"network": name, "sizes": asked})
     batch_size = batch_size or entry.batch_size
     part = _SOURCES[entry.data](entry, batch_size, folder, augment)

@@ -168,13 +168,20 @@ class TestDownload:
         monkeypatch.setattr(module, "MIRRORS", ())
         assert torch.equal(default_images().train_images, images.train_images)
 
-    def test_mends_a_damaged_download(self, mirror, tmp_path):
+    def test_mends_a_damaged_download(self, mirror, tmp_path, caplog):
         load()
         path = tmp_path / "cache/d2lfast/fashion-mnist/train-images-idx3-ubyte.gz"
         whole = path.read_bytes()
         path.write_bytes(whole[:-3])
         load()
         assert path.read_bytes() == whole
+        assert f"{path} is damaged and is downloaded again" in caplog.text
+
+    def test_one_that_fails_says_where_to_put_the_file(self, mirror, tmp_path, monkeypatch):
+        monkeypatch.setattr(module, "MIRRORS", ((tmp_path / "gone").as_uri() + "/",))
+        where = tmp_path / "cache/d2lfast/fashion-mnist/train-labels-idx1-ubyte.gz"
+        with pytest.raises(module.Unavailable, match=rf"put it there by hand: {re.escape(str(where))}"):
+            load()
 
     def test_goes_on_when_the_named_folder_has_none(self, mirror, tmp_path, monkeypatch, caplog):
         monkeypatch.setenv("D2LFAST_DATA", str(tmp_path / "nothing"))

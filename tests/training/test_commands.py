@@ -209,6 +209,18 @@ def test_resume(data):
     assert rows == [line.split() for line in whole.splitlines() if line.strip()[:1].isdigit()]
 
 
+def test_resize(data):
+    text = good("train", "regnetx32", "--epochs", 1, "--batch-size", 20, "--resize", 32, "--threads", 2)
+    assert "resized to 32x32" in text
+    assert load_saved(data / "regnetx32.pt").net(torch.rand(1, 1, 32, 32)).shape == (1, 10)
+    work = workload("alexnet", batch_size=2, resize=72)
+    assert work.sizes["image_size"] == 72
+    assert next(iter(work.data.get_dataloader(True)))[0].shape[-1] == 72
+    result = run("train", "rnn", "--resize", 32)
+    assert result.exit_code == 1
+    assert "rnn does not take images" in result.output
+
+
 def test_amp_channels_last_and_folder(data, monkeypatch):
     monkeypatch.delenv("D2LFAST_DATA")
     good("train", "lenet", "--epochs", 1, "--amp", "--channels-last", "--data", data)

@@ -84,3 +84,41 @@ class TestBoard:
         monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'd2lfast\[plot\]'"):
             ProgressBoard().figure()
+
+
+class TestNotebook:
+    @pytest.fixture
+    def shown(self, monkeypatch):
+        import sys
+        import types
+
+        shown = []
+        shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+        display = types.SimpleNamespace(
+            display=shown.append, clear_output=lambda wait: shown.append("cleared" if wait else "blank")
+        )
+        ipython = types.SimpleNamespace(get_ipython=lambda: shell, display=display)
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        monkeypatch.setitem(sys.modules, "IPython.display", display)
+        monkeypatch.setattr("d2lfast.training.board._REDRAW_SECONDS", 0)
+        return shown
+
+    def test_the_board_follows_the_points(self, shown):
+        board = ProgressBoard("epoch")
+        for x in range(3):
+            board.draw(x, x, "loss")
+        assert shown[1::2] == ["cleared"] * 3
+        assert [len(each.axes[0].lines[0].get_xdata()) for each in shown[::2]] == [1, 2, 3]
+
+    def test_unless_it_is_not_to(self, shown):
+        board = ProgressBoard(display=False)
+        board.draw(1, 1, "loss")
+        board.show()
+        assert shown == []
+
+    def test_the_old_animator_too(self, shown):
+        from d2lfast import book as d2l
+
+        animator = d2l.Animator("epoch")
+        animator.add(1, [2, 3])
+        assert shown[1] == "cleared"

@@ -8,7 +8,7 @@ TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench lint cuda-compile build sanitize clean
+.PHONY: demo test bench lint cuda-compile gpu-check build sanitize clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -46,6 +46,10 @@ lint: $(VENV)/.packages
 
 cuda-compile: $(VENV)/.packages
 	$(BIN)/python build_tools/cuda_compile.py
+
+# On a machine with a GPU, with the torch, nvcc and pytest of $(PYTHON); nothing is installed.
+gpu-check:
+	$(PYTHON) build_tools/gpu_check.py
 
 clean:
 	rm -rf build d2lfast/_C*.so d2lfast/_build_info.json $(VENV)/.built

@@ -24,11 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "cuda"
 STUB = ROOT / "build_tools" / "cuda_stub"
 
-# Name -> code that nvcc generates. The newest also keeps PTX, for later GPUs.
-ARCHS = {
-    "sm_80": ["-gencode=arch=compute_80,code=sm_80"],
-    "sm_90": ["-gencode=arch=compute_90,code=sm_90", "-gencode=arch=compute_90,code=compute_90"],
-}
+# The first CUDA release that knows each; the newest that nvcc knows also keeps PTX, for later GPUs.
+ARCHS = {"sm_80": (11, 0), "sm_90": (11, 8), "sm_100": (12, 8)}
 
 # Regular expression over the shortened kernel name -> why it may spill.
 ALLOWED_SPILLS: dict[str, str] = {}
@@ -105,8 +102,13 @@ def kernel_units(toolkit: Toolkit) -> list[Unit]:
     flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Xptxas=-v", "-Werror=all-warnings"]
     flags += ["-Xcompiler=-fPIC,-Wall,-Wextra,-Wno-unknown-pragmas,-Werror"]
     units = []
+    archs = [arch for arch, since in ARCHS.items() if toolkit.version >= since]
     for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
-        for arch, code in ARCHS.items():
+        for arch in archs:
+            virtual = arch.replace("sm", "compute")
+            code = [f"-gencode=arch={virtual},code={arch}"]
+            if arch == archs[-1]:
+                code.append(f"-gencode=arch={virtual},code={virtual}")
             target = OUT / f"{source.stem}.{arch}.o"
             units.append(Unit(source, target, [str(toolkit.nvcc), *flags, *code]))
     return units
@@ -176,9 +178,10 @@ def report(kernels: list[Kernel]) -> bool:
     if not rows:
         return False
     width = max(map(len, rows))
-    archs = list(ARCHS)
-    print(f"\n{'':{width}}  {'registers':^15}  {'shared bytes':^15}  {'spilled bytes':^15}")
-    print(f"{'kernel':{width}}" + f"  {archs[0]:>7} {archs[1]:>7}" * 3)
+    archs = [arch for arch in ARCHS if any(arch in by_arch for by_arch in rows.values())]
+    heads = [f"{head:^{8 * len(archs) - 1}}" for head in ("registers", "shared bytes", "spilled bytes")]
+    print(f"\n{'':{width}}  {'  '.join(heads)}")
+    print(f"{'kernel':{width}} " + " ".join(f" {arch:>7}" for arch in archs * 3))
     failed = False
     for name, by_arch in rows.items():
         line = f"{name:{width}}"
@@ -189,7 +192,7 @@ def report(kernels: list[Kernel]) -> bool:
             line += f"  allowed: {reason}" if reason else "  SPILLS"
             failed = failed or reason is None
         print(line)
-    print(f"\n{len(rows)} kernels for {' and '.join(archs)}.")
+    print(f"\n{len(rows)} kernels for {', '.join(archs)}.")
     return failed
 
 

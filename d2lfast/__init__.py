@@ -14,6 +14,7 @@ from d2lfast.cross_correlation import (  # noqa: E402
     corr2d_multi_in_out_1x1,
     pool2d,
 )
+from d2lfast.graphs import cuda_graph  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "corr2d_multi_in",
     "corr2d_multi_in_out",
     "corr2d_multi_in_out_1x1",
+    "cuda_graph",
     "explain",
     "memory",
     "models",

@@ -50,6 +50,7 @@ def explain(
     groups: int = 1,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    device: str = "cpu",
 ) -> dict[str, str]:
     """Name the algorithm that would run for each pass of a layer or operator.
 
@@ -59,6 +60,7 @@ def explain(
         stride, padding, dilation, groups: of the operator; a module has its own.
         dtype: of the input.
         channels_last: layout of the input.
+        device: "cpu" or "cuda".
 
     Returns:
         `{"forward": ..., "grad_input": ..., "grad_weight": ...}` for convolutions. Every other operator has
@@ -104,5 +106,6 @@ def explain(
         str(dtype).removeprefix("torch."),
         channels_last,
         _requested.get(),
+        device == "cuda",
     )
     return dict(zip(("forward", "grad_input", "grad_weight"), names))

@@ -34,7 +34,9 @@ def torch_state():
     """Two threads, and no switch of torch left over by the test before."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    yield
+    # The references on a GPU are exact too.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(2)
     torch._dynamo.reset()

@@ -12,7 +12,7 @@ namespace d2lfast::ops {
 
 // Checks the arguments of a convolution of a batched input as torch does, and names its shape.
 D2LFAST_VISIBLE Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
-                         const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
-                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+                                         const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
 
 }  // namespace d2lfast::ops

@@ -4,6 +4,8 @@
 
 #include <atomic>
 
+#include "conv2d_cuda_rules.h"
+
 namespace d2lfast::ops {
 
 namespace {
@@ -87,7 +89,11 @@ bool direct_wins(const Conv2dShape& s, Conv2dPass pass) {
 // ---- The table ----
 
 bool always(const Conv2dShape&, Conv2dPass) { return true; }
-bool on_cpu(const Conv2dShape& s, Conv2dPass) { return !s.cuda; }
+bool never(const Conv2dShape&, Conv2dPass) { return false; }
+bool direct_computes(const Conv2dShape& s, Conv2dPass) { return !s.cuda || cuda_direct_computes(s); }
+bool direct_wins_there(const Conv2dShape& s, Conv2dPass pass) {
+  return s.cuda ? cuda_direct_wins(s, pass) : direct_wins(s, pass);
+}
 
 // The first row that computes the pass of a shape and wins there is taken.
 struct Row {
@@ -99,7 +105,8 @@ struct Row {
 
 constexpr Row kTable[] = {
     {Conv2dAlgorithm::kWinograd, "winograd", winograd_computes, winograd_wins},
-    {Conv2dAlgorithm::kDirect, "direct", on_cpu, direct_wins},
+    {Conv2dAlgorithm::kDirect, "direct", direct_computes, direct_wins_there},
+    {Conv2dAlgorithm::kImplicitGemm, "implicit_gemm", cuda_implicit_computes, never},
     {Conv2dAlgorithm::kAten, "aten", always, always},
 };
 

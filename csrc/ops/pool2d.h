@@ -15,12 +15,13 @@ struct Pool2dShape {
 // Checks the arguments of windowed pooling of a batched image [N,C,H,W] as torch does. An empty `stride`
 // means the window's size.
 D2LFAST_VISIBLE Pool2dShape check_pool2d(const char* op, const at::Tensor& input, at::IntArrayRef kernel_size,
-                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                         bool ceil_mode);
+                                         at::IntArrayRef stride, at::IntArrayRef padding,
+                                         at::IntArrayRef dilation, bool ceil_mode);
 
 // The same from the input's size, for backward operators, whose output size is known.
-D2LFAST_VISIBLE Pool2dShape pool2d_shape(const at::Tensor& output, at::IntArrayRef input_size, at::IntArrayRef kernel_size,
-                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation);
+D2LFAST_VISIBLE Pool2dShape pool2d_shape(const at::Tensor& output, at::IntArrayRef input_size,
+                                         at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                         at::IntArrayRef padding, at::IntArrayRef dilation);
 
 // Bytes of a window position: one, unless the window has more than 256 elements.
 inline int position_bytes(const Window2d& window) { return window.kernel_h * window.kernel_w <= 256 ? 1 : 4; }

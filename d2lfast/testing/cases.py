@@ -1,6 +1,7 @@
 """One call of an operator, as data."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,11 @@ def _values(shape: Sequence[int], values: str, generator: torch.Generator) -> Te
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
 
 
-def inputs_of(case: Case, device: str = "cpu") -> Tensors:
+# Where the tests' tensors are, unless a call says otherwise (`make gpu-check` sets "cuda").
+DEVICE = os.environ.get("D2LFAST_TEST_DEVICE", "cpu")
+
+
+def inputs_of(case: Case, device: str = DEVICE) -> Tensors:
     """The tensor arguments of a case: the same values at each call, in fresh memory."""
     generator = torch.Generator().manual_seed(case.seed)
     tensors: Tensors = {}

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from d2lfast.testing.cases import Case, Result, inputs_of, run
+from d2lfast.testing.cases import DEVICE, Case, Result, inputs_of, run
 from d2lfast.testing.operators import OPERATORS, Tensors
 
 
@@ -50,13 +50,13 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def native_inputs_of(case: Case, device: str = "cpu") -> Tensors:
+def native_inputs_of(case: Case, device: str = DEVICE) -> Tensors:
     """The arguments for torch: its batch_norm backward reads a strided weight as if it were contiguous."""
     inputs = inputs_of(case, device)
     return {name: x.contiguous() if x is not None and x.dim() == 1 else x for name, x in inputs.items()}
 
 
-def check(case: Case, device: str = "cpu", strides: bool = True) -> None:
+def check(case: Case, device: str = DEVICE, strides: bool = True) -> None:
     """Runs a case with d2lfast and with torch, and compares outputs, strides, gradients and errors.
 
     Raises:

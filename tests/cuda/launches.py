@@ -64,7 +64,7 @@ def test_batch_norm_of_more_than_int32_elements(layout):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("shift", [0, 1])
 def test_batch_norm_takes_the_launches_it_needs(layout, shift):
-    """Training: three launches forward and backward each; evaluation: two, one without parameters' gradients."""
+    """Training: three forward and three backward; evaluation: two, and one without parameters."""
     size = 4 * 16 * 8 * 8
     flat = torch.randn(size + shift)[shift:]
     planar = layout is torch.contiguous_format
@@ -79,6 +79,49 @@ def test_batch_norm_takes_the_launches_it_needs(layout, shift):
         with Launches() as made:
             torch.autograd.grad(output.sum(), input)
         assert len(made) == backward
+
+
+CONVOLUTIONS = {
+    "several steps of channels": ((2, 40, 7, 9), 24, (3, 3), 1, 1, 1),
+    "several tiles": ((3, 8, 9, 8), 72, (1, 1), 1, 0, 1),
+    "strided and dilated": ((2, 16, 13, 11), 16, (3, 2), 2, 2, 2),
+    "wide padding": ((1, 8, 5, 5), 8, (3, 3), 1, 3, 1),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_implicit_gemm(name, dtype):
+    """Tensor cores: values whose products and sums are exact, so that any order of summation is."""
+    shape, outputs, kernel, stride, padding, dilation = CONVOLUTIONS[name]
+    input = torch.randint(-2, 3, shape).to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randint(-1, 2, (outputs, shape[1], *kernel)).to(dtype)
+    bias = torch.randint(-3, 4, (outputs,)).to(dtype)
+    pairs = ([stride] * 2, [padding] * 2, [dilation] * 2)
+    with Launches() as made:
+        output = ops.conv2d(input, weight, bias, *pairs, 1, "relu", "implicit_gemm")
+    assert "Conv2dImplicitParams" in made[0][3]
+    exact = input.detach().double().requires_grad_()
+    wanted = torch.nn.functional.conv2d(exact, weight.double(), bias.double(), *pairs).relu()
+    torch.testing.assert_close(output.double(), wanted)
+    gradient = torch.randint(-1, 2, output.shape).to(dtype)
+    with Launches() as made:
+        (ours,) = torch.autograd.grad(output, input, gradient)
+    (theirs,) = torch.autograd.grad(wanted, exact, gradient.double())
+    assert any("Conv2dImplicitParams" in kernel for _, _, _, kernel in made) == (stride == 1)
+    torch.testing.assert_close(ours.double(), theirs, atol=0.0 if dtype is torch.float16 else 0.5, rtol=1e-2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(("channels", "groups"), [(16, 16), (32, 8), (3, 1)])
+def test_convolutions_without_cudnn(layout, channels, groups):
+    """Depthwise, small groups and few channels take our kernels in every pass."""
+    input = torch.randn(2, channels, 9, 9).to(memory_format=layout).requires_grad_()
+    weight = torch.randn(16 if groups < 16 else channels, channels // groups, 3, 3, requires_grad=True)
+    with Launches() as made:
+        output = ops.conv2d(input, weight, None, [1, 1], [1, 1], [1, 1], groups)
+        torch.autograd.grad(output.sum(), (input, weight))
+    assert len(made) == 3
 
 
 def test_nothing_is_launched_for_nothing():

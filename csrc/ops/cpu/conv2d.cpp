@@ -22,6 +22,7 @@ const Conv2dPasses* passes_of(Conv2dAlgorithm algorithm) {
       return &kWinograd;
     case Conv2dAlgorithm::kDirect:
       return &kDirect;
+    case Conv2dAlgorithm::kImplicitGemm:
     case Conv2dAlgorithm::kAten:
       return nullptr;
   }

@@ -106,17 +106,25 @@ inline unsigned ballot(bool predicate) {
 
 inline void sync_grid() { Grid::get().sync_grid(); }
 
-// The copy is made at once: that a kernel waits for it before the barrier is not checked.
+// The copy is made when the thread waits for it, and not before.
 template <typename T>
 void copy_async_16(SharedPointer<T> to, const T* from, bool valid) {
   constexpr int kCount = 16 / sizeof(T);
   if (to.offset() % kCount != 0) Grid::get().fail("a misaligned copy to shared memory");
   if (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0) Grid::get().fail("a misaligned copy");
-  for (int i = 0; i < kCount; ++i) to[i] = valid ? from[i] : T{};
+  Grid::get().current->copies.back().push_back([=] {
+    for (int i = 0; i < kCount; ++i) to[i] = valid ? from[i] : T{};
+  });
 }
-inline void commit_async() {}
+inline void commit_async() { Grid::get().current->copies.emplace_back(); }
 template <int kPending>
-void wait_async() {}
+void wait_async() {
+  auto& copies = Grid::get().current->copies;
+  while (copies.size() > kPending + 1) {
+    for (const auto& copy : copies.front()) copy();
+    copies.erase(copies.begin());
+  }
+}
 
 using LaunchShape = emulation::Launch;
 

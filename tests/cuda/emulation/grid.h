@@ -57,6 +57,7 @@ struct Thread {
   Index3 index;
   int linear;
   Block* block;
+  std::vector<std::vector<std::function<void()>>> copies;  // asynchronous ones by groups, the open one last
   Fiber fiber;
 };
 
@@ -179,6 +180,7 @@ class Grid {
         thread.index = {t % b.x, t / b.x % b.y, t / b.x / b.y};
         thread.linear = static_cast<int>(t);
         thread.block = &block;
+        thread.copies.assign(1, {});
         thread.fiber.start(&body);
       }
     }

@@ -1,0 +1,28 @@
+#pragma once
+
+#include "activation.cuh"
+#include "conv2d.h"
+
+namespace d2lfast::cuda {
+
+__device__ inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
+
+// Whether a tap of the result position meets the source, and where.
+template <bool kTransposed>
+__device__ bool source_of(const Conv2dAxis& axis, int32_t result, int32_t tap, int32_t& source) {
+  if constexpr (kTransposed) {
+    const int32_t reach = result + axis.pad - tap * axis.dilation;
+    source = axis.stride == 1 ? reach : reach / axis.stride;
+    return reach >= 0 && source < axis.source && source * axis.stride == reach;
+  } else {
+    source = result * axis.stride - axis.pad + tap * axis.dilation;
+    return source >= 0 && source < axis.source;
+  }
+}
+
+template <typename T>
+__device__ Compute<T> bias_of(const void* bias, int32_t channel) {
+  return bias == nullptr ? Compute<T>(0) : to_compute(static_cast<const T*>(bias)[channel]);
+}
+
+}  // namespace d2lfast::cuda

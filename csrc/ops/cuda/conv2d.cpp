@@ -1,0 +1,201 @@
+#include "../conv2d.h"
+
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/sum.h>
+
+#include "../../kernels/cuda/conv2d.h"
+#include "../activation.h"
+#include "../dtype.h"
+#include "../layout.h"
+#include "runtime.h"
+
+namespace d2lfast::ops {
+
+namespace {
+
+int32_t narrow(int64_t value) { return static_cast<int32_t>(value); }
+
+cuda::Conv2dAxis axis_of(const Conv2dShape& s, int i, bool transposed) {
+  const int64_t input = i == 0 ? s.height : s.width;
+  const int64_t output = i == 0 ? s.result_height() : s.result_width();
+  return {narrow(transposed ? output : input),
+          narrow(transposed ? input : output),
+          narrow(i == 0 ? s.kernel_h : s.kernel_w),
+          narrow(s.stride[i]),
+          narrow(s.padding[i]),
+          narrow(s.dilation[i])};
+}
+
+// The forward convolution, or its data gradient: `source` to `result`, of the layout of `result`.
+void run_direct(const Conv2dShape& s, const at::Tensor& input, const at::Tensor& weight,
+                const at::Tensor* bias, Activation activation, bool transposed, const at::Tensor& result) {
+  const auto format = layout_of(result);
+  const bool last = is_channels_last(format);
+  const at::Tensor source = input.contiguous(format);
+  const int64_t outputs = s.result_channels / s.groups, inputs = s.channels / s.groups;
+  at::Tensor packed = weight.reshape({s.groups, outputs, inputs, s.kernel_h * s.kernel_w});  // [G,M,C,taps]
+  if (transposed) packed = packed.transpose(1, 2);
+  packed = (last ? packed.permute({3, 2, 0, 1}) : packed).contiguous();
+  const at::Tensor offsets = bias != nullptr ? bias->contiguous() : at::Tensor();
+  const cuda::Conv2dDirectParams params{source.const_data_ptr(),
+                                        packed.const_data_ptr(),
+                                        bias != nullptr ? offsets.const_data_ptr() : nullptr,
+                                        result.mutable_data_ptr(),
+                                        activation,
+                                        s.batch,
+                                        narrow(s.groups),
+                                        narrow(transposed ? outputs : inputs),
+                                        narrow(transposed ? inputs : outputs),
+                                        axis_of(s, 0, transposed),
+                                        axis_of(s, 1, transposed),
+                                        last,
+                                        transposed};
+  C10_CUDA_CHECK(cuda::launch_conv2d_direct(params, s.dtype, current_stream()));
+}
+
+// The data gradient of stride 1 is the convolution of the gradient with the flipped weight.
+void run_implicit(const Conv2dShape& s, const at::Tensor& input, const at::Tensor& weight,
+                  const at::Tensor* bias, Activation activation, bool transposed, const at::Tensor& result) {
+  const at::Tensor source = input.contiguous(at::MemoryFormat::ChannelsLast);
+  at::Tensor packed = transposed ? weight.transpose(0, 1).flip({2, 3}) : weight;
+  packed = packed.permute({0, 2, 3, 1}).contiguous();
+  const at::Tensor offsets = bias != nullptr ? bias->contiguous() : at::Tensor();
+  const bool last = is_channels_last(layout_of(result));
+  const at::Tensor target =
+      last ? result
+           : at::empty(result.sizes(), result.options().memory_format(at::MemoryFormat::ChannelsLast));
+  cuda::Conv2dAxis axes[2] = {axis_of(s, 0, transposed), axis_of(s, 1, transposed)};
+  if (transposed) {
+    for (auto& axis : axes) axis.pad = axis.dilation * (axis.kernel - 1) - axis.pad;
+  }
+  const cuda::Conv2dImplicitParams params{source.const_data_ptr(),
+                                          packed.const_data_ptr(),
+                                          bias != nullptr ? offsets.const_data_ptr() : nullptr,
+                                          target.mutable_data_ptr(),
+                                          activation,
+                                          s.batch,
+                                          narrow(transposed ? s.result_channels : s.channels),
+                                          narrow(transposed ? s.channels : s.result_channels),
+                                          axes[0],
+                                          axes[1]};
+  C10_CUDA_CHECK(cuda::launch_conv2d_implicit(params, s.dtype, current_stream()));
+  if (!last) result.copy_(target);
+}
+
+// Parts of the pixels are added up by blocks, and the parts by torch, each in a fixed order.
+at::Tensor weight_gradient(const Conv2dShape& s, const at::Tensor& gradient, const at::Tensor& input,
+                           const at::Tensor& weight, at::MemoryFormat format) {
+  const at::Tensor grad = gradient.contiguous(format), source = input.contiguous(format);
+  cuda::Conv2dWeightParams params{grad.const_data_ptr(),
+                                  source.const_data_ptr(),
+                                  nullptr,
+                                  s.batch,
+                                  narrow(s.groups),
+                                  narrow(s.channels / s.groups),
+                                  narrow(s.result_channels / s.groups),
+                                  axis_of(s, 0, false),
+                                  axis_of(s, 1, false),
+                                  is_channels_last(format),
+                                  1};
+  params.splits = cuda::conv2d_weight_splits(params);
+  const at::Tensor partial = at::empty({params.splits, weight.numel()},
+                                       weight.options().dtype(accumulator_type(weight.scalar_type())));
+  params.partial = partial.mutable_data_ptr();
+  C10_CUDA_CHECK(cuda::launch_conv2d_weight(params, s.dtype, current_stream()));
+  at::Tensor result = at::empty_like(weight);
+  const at::Tensor total = params.splits == 1 ? partial.select(0, 0) : at::sum(partial, {0});
+  result.copy_(total.view(weight.sizes()));
+  return result;
+}
+
+Conv2dShape cuda_shape(const at::Tensor& input, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
+                       at::IntArrayRef dilation, int64_t groups) {
+  Conv2dShape shape = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
+  shape.cuda = true;
+  return shape;
+}
+
+at::Tensor conv2d_cuda(const at::Tensor& input, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
+                       at::IntArrayRef dilation, int64_t groups, std::string_view activation_name,
+                       std::string_view requested) {
+  const at::Tensor images = batched(input);
+  const Conv2dShape shape = cuda_shape(images, weight, bias, stride, padding, dilation, groups);
+  const DeviceGuard guard(input.device());
+  const Activation activation = parse_activation(activation_name);
+  const auto algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kForward, requested);
+  if (algorithm == Conv2dAlgorithm::kAten) {
+    const at::Tensor output =
+        at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
+    return like_batching_of(input, apply_activation(output, activation));
+  }
+  const at::Tensor output =
+      at::empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},
+                images.options().memory_format(conv2d_layout(images, weight)));
+  if (output.numel() > 0) {
+    const at::Tensor* offsets = bias.has_value() && bias->defined() ? &*bias : nullptr;
+    const auto run = algorithm == Conv2dAlgorithm::kDirect ? run_direct : run_implicit;
+    run(shape, images, weight, offsets, activation, false, output);
+  }
+  return like_batching_of(input, output);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cuda(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+    const std::optional<at::Tensor>& output, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, int64_t groups, std::string_view activation_name, std::string_view requested,
+    std::array<bool, 3> output_mask) {
+  const at::Tensor images = batched(input);
+  const Conv2dShape shape = cuda_shape(images, weight, std::nullopt, stride, padding, dilation, groups);
+  const DeviceGuard guard(input.device());
+  const Activation activation = parse_activation(activation_name);
+  const bool activated = activation != Activation::kNone;
+  TORCH_CHECK(!activated || (output.has_value() && output->defined()),
+              "the gradient through an activation needs the output");
+  const at::Tensor grad = activated ? activation_backward(batched(grad_output), batched(*output), activation)
+                                    : batched(grad_output);
+  const auto format = conv2d_layout(images, weight);
+  auto [wants_input, wants_weight, wants_bias] = output_mask;
+  at::Tensor grad_input, grad_weight, grad_bias;
+  const bool empty = images.numel() == 0 || grad.numel() == 0;
+  const auto input_algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kGradInput, requested);
+  if (wants_input && !empty && input_algorithm != Conv2dAlgorithm::kAten) {
+    grad_input = at::empty(images.sizes(), images.options().memory_format(format));
+    const auto run = input_algorithm == Conv2dAlgorithm::kDirect ? run_direct : run_implicit;
+    run(shape, grad, weight, nullptr, Activation::kNone, true, grad_input);
+    wants_input = false;
+  }
+  if ((wants_weight || wants_bias) && !empty &&
+      choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, requested) == Conv2dAlgorithm::kDirect) {
+    if (wants_weight) grad_weight = weight_gradient(shape, grad, images, weight, format);
+    if (wants_bias) grad_bias = at::sum(grad, {0, 2, 3});
+    wants_weight = wants_bias = false;
+  }
+  if (wants_input || wants_weight || wants_bias) {
+    const auto grads = at::convolution_backward(grad, images, weight, at::IntArrayRef{shape.result_channels},
+                                                stride, padding, dilation, false, {0, 0}, groups,
+                                                {wants_input, wants_weight, wants_bias});
+    if (wants_input) grad_input = std::get<0>(grads);
+    if (wants_weight) grad_weight = std::get<1>(grads);
+    if (wants_bias) grad_bias = std::get<2>(grads);
+  }
+  if (grad_input.defined()) grad_input = like_batching_of(input, grad_input);
+  // The schema promises tensors; those that nobody asked for are empty.
+  for (at::Tensor* t : {&grad_input, &grad_weight, &grad_bias}) {
+    if (!t->defined()) *t = at::empty({0}, input.options());
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(d2lfast, D2LFAST_CUDA_KEY, m) {
+  m.impl("conv2d", conv2d_cuda);
+  m.impl("_conv2d_backward", conv2d_backward_cuda);
+}
+
+}  // namespace d2lfast::ops

@@ -1,0 +1,65 @@
+"""d2lfast.cuda_graph, and operators under capture on a device."""
+
+import pytest
+import torch
+
+import d2lfast
+from d2lfast import graphs
+
+
+def test_refuses_other_devices():
+    with pytest.raises(ValueError, match="example inputs"):
+        d2lfast.cuda_graph(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="CUDA device, but got one on cpu"):
+        d2lfast.cuda_graph(torch.nn.Linear(2, 2), torch.ones(1, 2))
+
+
+def test_warm_up_changes_nothing(monkeypatch):
+    """With a stand-in for torch's capture, which runs the module as the warm-up does."""
+    module = torch.nn.BatchNorm2d(3)
+    example = torch.randn(2, 3, 4, 4)
+
+    def capture(callable_, examples, num_warmup_iters):
+        for _ in range(num_warmup_iters):
+            callable_(*examples).sum().backward()
+        return callable_
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    monkeypatch.setattr(graphs, "_device_type", lambda tensor: "cuda")
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    assert d2lfast.cuda_graph(module, example) is module
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert module.weight.grad is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_captured_network_trains_like_the_eager_one(layout):
+    def build():
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(
+            d2lfast.nn.Conv2d(1, 6, 5, padding=2),
+            torch.nn.ReLU(),
+            d2lfast.nn.MaxPool2d(2),
+            d2lfast.nn.BatchNorm2d(6),
+            d2lfast.nn.Conv2d(6, 6, 3, padding=1, groups=6),
+            d2lfast.nn.AvgPool2d(2),
+            d2lfast.nn.AdaptiveAvgPool2d(1),
+        )
+        return network.cuda().to(memory_format=layout)
+
+    example = torch.randn(8, 1, 28, 28, device="cuda")
+    eager, graphed = build(), d2lfast.cuda_graph(build(), example)
+    for step in range(3):
+        torch.manual_seed(step)
+        images = torch.randn_like(example)
+        results = [network(images).square().mean() for network in (eager, graphed)]
+        for result in results:
+            result.backward()
+        torch.testing.assert_close(results[1], results[0])
+    for wanted, got in zip(eager.parameters(), graphed.parameters()):
+        torch.testing.assert_close(got.grad, wanted.grad)
+    for wanted, got in zip(eager.buffers(), graphed.buffers()):
+        torch.testing.assert_close(got, wanted)

@@ -120,3 +120,26 @@ def test_parameters_go_both_ways(name):
         target.load_state_dict(state)
         for value, copied in zip(state.values(), target.state_dict().values(), strict=True):
             assert torch.equal(value, copied)
+
+
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.resize])
+def test_channels_last_and_autocast(name):
+    network, ours, _, (inputs, target), _ = twins_of(name)
+    (images,) = inputs
+    with torch.no_grad():
+        expected = ours.eval()(images)
+        ours.to(memory_format=torch.channels_last)
+        assert off(ours(images.contiguous(memory_format=torch.channels_last)), expected) < 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours.train()(images)
+    assert output.shape == expected.shape
+    network.loss(output.float(), target).backward()
+    assert all(p.grad.isfinite().all() for p in ours.parameters())
+
+
+@pytest.mark.parametrize("name", ["bn-lenet", "googlenet", "resnext", "gru", "deep-rnn-scratch", "seq2seq"])
+def test_exports(name):
+    _, ours, _, (inputs, _), _ = twins_of(name)
+    with torch.no_grad():
+        expected = ours.eval()(*inputs)
+        assert torch.equal(torch.export.export(ours, tuple(inputs)).module()(*inputs), expected)

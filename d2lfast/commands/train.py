@@ -55,6 +55,10 @@ def command(
         torch.set_num_threads(threads)
     for name in predict or []:
         _checked_name(name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"Nothing can be written to {out}: {error}")
     with distributed.processes(device) as own:
         console.quiet = distributed.rank() != 0
         if own is not None and compare:

@@ -39,6 +39,21 @@ class TensorLoader:
         self.generator = generator
         self.transform = transform
 
+    def to(self, device: torch.device | str) -> "TensorLoader":
+        """Return the same batches from copies of the tensors on another device."""
+        return TensorLoader(
+            *(tensor.to(device) for tensor in self.tensors),
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+            generator=self.generator,
+            transform=self.transform,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
     @property
     def examples(self) -> int:
         """The number of examples in one pass."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from d2lfast.data.loader import TensorLoader
 from d2lfast.data.module import DataModule
 from d2lfast.hyperparameters import HyperParameters
 from d2lfast.training import checkpoint as checkpoints
@@ -21,6 +22,8 @@ from d2lfast.training.module import Module, dry_run
 from d2lfast.training.progress import ProgressBar
 
 __all__ = ["Trainer"]
+
+_NEAR_BYTES = 2 << 30
 
 
 class Trainer(HyperParameters):
@@ -78,8 +81,8 @@ class Trainer(HyperParameters):
 
     def prepare_data(self, data: DataModule) -> None:
         """Take the batches of `data`."""
-        self.train_dataloader = data.train_dataloader()
-        self.val_dataloader = data.val_dataloader()
+        self.train_dataloader = self._near(data.train_dataloader())
+        self.val_dataloader = self._near(data.val_dataloader())
         self.num_train_batches = len(self.train_dataloader)  # type: ignore[arg-type]
         self.num_val_batches = 0 if self.val_dataloader is None else len(self.val_dataloader)  # type: ignore[arg-type]
 
@@ -214,6 +217,12 @@ class Trainer(HyperParameters):
         board.show()
         if self.plot is not None:
             board.save(self.plot)
+
+    def _near(self, loader: Any) -> Any:
+        """Data in memory are copied to a GPU once, not batch by batch, unless they are large."""
+        if self.device.type == "cuda" and isinstance(loader, TensorLoader) and loader.nbytes < _NEAR_BYTES:
+            return loader.to(self.device)
+        return loader
 
     def _moved(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self.device)

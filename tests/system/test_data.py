@@ -283,6 +283,13 @@ class TestLoader:
         assert a[0] != a[1] != a[2]
         assert a[0] != c[0]
 
+    def test_elsewhere(self):
+        loader = TensorLoader(self.X, self.y, batch_size=5, transform=lambda x: x + 1)
+        other = loader.to("meta")
+        assert loader.nbytes == 23 * 12
+        assert [batch[0].device.type for batch in other] == ["meta"] * 5
+        assert torch.equal(next(iter(loader))[0], self.X[:5] + 1)
+
     def test_wrong_arguments(self):
         with pytest.raises(ValueError, match="batch_size must be positive"):
             self.loader(batch_size=0)

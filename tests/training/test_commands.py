@@ -243,6 +243,32 @@ def test_wrong_use(data, arguments, message):
     assert message in result.output
 
 
+def test_a_folder_that_cannot_be_made(data):
+    (data / "file").write_text("")
+    result = run("train", "lenet", "--out", data / "file" / "out")
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Nothing can be written to {data / 'file' / 'out'}")
+
+
+def test_ctrl_c_keeps_whole_epochs(data, monkeypatch):
+    from d2lfast.training import Trainer
+
+    fit, calls = Trainer.fit_epoch, []
+
+    def interrupted(self):
+        calls.append(self.name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        fit(self)
+
+    monkeypatch.setattr(Trainer, "fit_epoch", interrupted)
+    text = good("train", "softmax", "--epochs", 9, "--compare")
+    assert "Stopped after" in text
+    assert "speed-up" in text
+    monkeypatch.setattr(Trainer, "fit_epoch", fit)
+    assert "Resumed after epoch" in good("train", "softmax", "--epochs", 3, "--resume")
+
+
 def test_nothing_is_left_beside_the_files(data):
     good("train", "softmax", "--epochs", 1, "--out", "out")
     assert sorted(os.listdir(data / "out")) == ["softmax.csv", "softmax.png", "softmax.pt"]

@@ -205,7 +205,8 @@ def _multiply_adds(module: nn.Module, input: Any, output: Tensor) -> int:
         return output.numel() * module.in_features
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         data = input.data if isinstance(input, PackedSequence) else input
-        steps = data.numel() // data.shape[-1]
+        # Tokens stand for one-hot rows, whose product counts all the same.
+        steps = data.numel() // (1 if data.dtype is torch.int64 else data.shape[-1])
         return steps * sum(p.numel() for name, p in module.named_parameters() if "weight" in name)
     return 0
 

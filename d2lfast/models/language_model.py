@@ -26,13 +26,17 @@ class LanguageModel(nn.Module):
         """Return [T, N, vocab_size] in the dtype of the parameters for token ids [N, T]."""
         return F.one_hot(tokens.T, self.vocab_size).to(next(self.parameters()).dtype)
 
+    def rnn_inputs(self, tokens: Tensor) -> Tensor:
+        """Return what the recurrent layer is given for token ids [N, T]."""
+        return self.one_hot(tokens)
+
     def output_layer(self, rnn_outputs: Any) -> Tensor:
         """Return the logits [N, T, vocab_size] for T outputs [N, num_hiddens] of the recurrent layer."""
         raise NotImplementedError
 
     def forward(self, tokens: Tensor, state: Any = None) -> Tensor:
         """Return the logits of the next token after every token."""
-        rnn_outputs, _ = self.rnn(self.one_hot(tokens), state)
+        rnn_outputs, _ = self.rnn(self.rnn_inputs(tokens), state)
         return self.output_layer(rnn_outputs)
 
     @torch.no_grad()
@@ -46,7 +50,7 @@ class LanguageModel(nn.Module):
             raise ValueError("the prefix must hold a token")
         written, state, new = prefix, None, prefix
         for _ in range(num_preds):
-            rnn_outputs, state = self.rnn(self.one_hot(new), state)
+            rnn_outputs, state = self.rnn(self.rnn_inputs(new), state)
             new = self.output_layer(rnn_outputs)[:, -1:].argmax(2)
             written = torch.cat((written, new), 1)
         return written
@@ -76,7 +80,7 @@ class RNNLM(LanguageModel):
     """A language model with a linear layer as output.
 
     Args:
-        rnn: one of `d2lfast.models.recurrent`, or like them.
+        rnn: one of `d2lfast.models.recurrent`, or like them; it is given tokens [T, N].
         vocab_size: number of tokens.
         layers: namespace that the linear layer is taken from, `d2lfast.nn` or `torch.nn`.
     """
@@ -85,6 +89,10 @@ class RNNLM(LanguageModel):
         super().__init__(rnn, vocab_size)
         made: Any = rnn
         self.linear = layers.Linear(made.num_hiddens, vocab_size)
+
+    def rnn_inputs(self, tokens: Tensor) -> Tensor:
+        """Return the tokens [T, N] as they are: d2lfast's layers look their rows up."""
+        return tokens.T
 
     def output_layer(self, rnn_outputs: Tensor) -> Tensor:
         """Return the logits [N, T, vocab_size] for outputs [T, N, num_hiddens] of the recurrent layer."""

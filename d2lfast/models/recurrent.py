@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import d2lfast.nn
-
-State = Tensor | tuple[Tensor, Tensor]
+from d2lfast._support import has_kernels
 
 
 class _Recurrent(nn.Module):
@@ -16,8 +17,17 @@ class _Recurrent(nn.Module):
     num_hiddens: int
 
     def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Return the outputs [T, N, num_hiddens] and the last state for inputs [T, N, num_inputs]."""
+        """Return the outputs [T, N, num_hiddens] and the last state.
+
+        The inputs are [T, N, num_inputs], or, as int64, tokens [T, N] that stand for one-hot inputs.
+        """
+        if inputs.dtype is torch.int64 and not self._takes_tokens(inputs):
+            inputs = F.one_hot(inputs, self.rnn.input_size).to(self.rnn.weight_ih_l0.dtype)
         return self.rnn(inputs, state)
+
+    def _takes_tokens(self, tokens: Tensor) -> bool:
+        ours = (d2lfast.nn.RNN, d2lfast.nn.GRU, d2lfast.nn.LSTM)
+        return isinstance(self.rnn, ours) and has_kernels("gru_layer", tokens.device.type)
 
 
 class RNN(_Recurrent):

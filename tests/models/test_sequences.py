@@ -216,3 +216,16 @@ def test_toy_lenet_is_the_functional_network():
     assert torch.equal(copy.deepcopy(model)(x), model(x))
     assert params[4].std().item() == pytest.approx(0.01, rel=0.05)
     assert not b4.any()
+
+
+@pytest.mark.parametrize("kind", [recurrent.RNN, recurrent.LSTM, recurrent.GRU, recurrent.BiGRU])
+@pytest.mark.parametrize("layers", [d2lfast.nn, nn], ids=["d2lfast", "torch"])
+def test_tokens_are_one_hot_inputs(kind, layers):
+    layer = kind(28, 8, layers=layers).double()
+    tokens = torch.randint(28, (5, 3))
+    outputs, state = layer(tokens)
+    expected, last = layer(F.one_hot(tokens, 28).double())
+    torch.testing.assert_close((outputs, state), (expected, last))
+    (gradient,) = torch.autograd.grad(outputs.square().sum(), layer.rnn.weight_ih_l0)
+    (reference,) = torch.autograd.grad(expected.square().sum(), layer.rnn.weight_ih_l0)
+    torch.testing.assert_close(gradient, reference)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,9 +133,10 @@ class Case:
         if self.convolution is None:
             names = d2lfast.explain(self.operator, *self.inputs)
         else:
+            settings: dict[str, Any] = dict(self.convolution)
             names = d2lfast.explain(
                 self.operator, self.inputs[0], self.parameters[0], dtype=dtype,
-                channels_last=layout is Layout.CHANNELS_LAST, **self.convolution,
+                channels_last=layout is Layout.CHANNELS_LAST, **settings,
             )  # fmt: skip
         if what is Pass.FORWARD:
             return names["forward"]

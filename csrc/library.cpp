@@ -53,6 +53,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("memory_enable", d2lfast::memory::enable);
   m.def("memory_disable", d2lfast::memory::disable);
   m.def("memory_empty_cache", d2lfast::memory::empty_cache);
+  m.def("memory_reset_peak", d2lfast::memory::reset_peak);
   m.def("memory_stats", d2lfast::memory::stats);
   m.def("compiler", [] { return __VERSION__; });
 #ifdef _OPENMP

@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 from d2lfast import _extension
 
-__all__ = ["MIN_BYTES", "Stats", "disable", "empty_cache", "enable", "enabled", "stats"]
+__all__ = ["MIN_BYTES", "Stats", "disable", "empty_cache", "enable", "enabled", "reset_peak", "stats"]
 
 MIN_BYTES = 256 * 1024
 
 
 class Stats(NamedTuple):
-    """Bytes and counts since the process began.
+    """Bytes and counts since the process began, the peak since the last `reset_peak`.
 
     `cached_bytes` is the share of freed blocks that may be resident, `mapped_bytes` the address space of all
     blocks, `hits` the requests that needed no new mapping; `huge_pages` says that the system took the advice.
@@ -82,6 +82,11 @@ def disable() -> None:
 def empty_cache() -> None:
     """Give the freed blocks back to the system."""
     _C.memory_empty_cache()
+
+
+def reset_peak() -> None:
+    """Let `stats().peak_allocated_bytes` count from what is allocated now."""
+    _C.memory_reset_peak()
 
 
 def stats() -> Stats:

@@ -107,6 +107,11 @@ BlockCache::Stats BlockCache::stats() {
   return stats_;
 }
 
+void BlockCache::reset_peak() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  stats_.peak_allocated_bytes = stats_.allocated_bytes;
+}
+
 void BlockCache::after_fork_in_child() {
   // Its pages are the parent's too: writing to them would copy what nobody reads.
   for (Block* block : free_) empty(block);

@@ -44,6 +44,8 @@ class BlockCache {
   bool free(void* data, void (*freed)(void*) = nullptr);
   void release_cached();
   Stats stats();
+  // The peak counts from now on.
+  void reset_peak();
 
   // Around fork(): to be called before it, and after it in the parent and in the child.
   void before_fork() { mutex_.lock(); }

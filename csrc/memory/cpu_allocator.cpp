@@ -110,6 +110,8 @@ void disable() {
 
 void empty_cache() { cache().release_cached(); }
 
+void reset_peak() { cache().reset_peak(); }
+
 std::map<std::string, uint64_t> stats() {
   const auto s = cache().stats();
   const bool enabled = registered != nullptr && registered->enabled();

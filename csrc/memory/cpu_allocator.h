@@ -14,6 +14,7 @@ void enable(size_t min_bytes, size_t max_cached_bytes, bool huge_pages);
 // Gives the free blocks back; live ones follow when they are freed.
 void disable();
 void empty_cache();
+void reset_peak();
 std::map<std::string, uint64_t> stats();
 
 }  // namespace d2lfast::memory

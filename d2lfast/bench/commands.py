@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from d2lfast.bench import network_commands, registry
+from d2lfast.bench import memory_commands, network_commands, registry
 from d2lfast.bench.allocator import keep_memory
 from d2lfast.bench.case import Case
 from d2lfast.bench.machine import machine
@@ -41,6 +41,7 @@ class DType(StrEnum):
 
 
 app.command("networks")(network_commands.networks)
+app.command("memory")(memory_commands.command)
 
 
 def _choose(pattern: str) -> list[Case]:

@@ -98,6 +98,18 @@ def test_empty_cache(cached):
     assert stats.enabled
 
 
+def test_peak(cached):
+    memory.reset_peak()
+    before = memory.stats().peak_allocated_bytes
+    assert before == memory.stats().allocated_bytes
+    x, y = torch.ones(MIB), torch.ones(MIB)
+    del x
+    assert memory.stats().peak_allocated_bytes - before == 8 * MIB
+    memory.reset_peak()
+    assert memory.stats().peak_allocated_bytes - before == 4 * MIB
+    assert y.sum() == MIB
+
+
 def test_disabled_with_live_tensors(cached):
     x, y = torch.arange(2 * MIB), torch.ones(MIB)
     del y

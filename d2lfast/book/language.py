@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2lfast.models import recurrent
 from d2lfast.training import Classifier
 
 __all__ = ["RNNLM", "RNNLMScratch"]
@@ -59,8 +60,15 @@ class RNNLMScratch(Classifier):
 
     def forward(self, X: Tensor, state: Any = None) -> Tensor:
         """Return the logits of the next token after every token [N, T]."""
-        rnn_outputs, _ = self.rnn(self.one_hot(X), state)
+        rnn_outputs, _ = self.rnn(self._rnn_inputs(X), state)
         return self.output_layer(rnn_outputs)
+
+    def _rnn_inputs(self, X: Tensor) -> Tensor:
+        """One-hot tokens; layers of the library take the tokens themselves and look their rows up."""
+        layers = (recurrent.RNN, recurrent.LSTM, recurrent.GRU, recurrent.BiGRU)
+        if isinstance(self.rnn, layers) and type(self).one_hot is RNNLMScratch.one_hot:
+            return X.T
+        return self.one_hot(X)
 
     @torch.no_grad()
     def predict(self, prefix: Any, num_preds: int, vocab: Any, device: Any = None) -> str:
@@ -71,7 +79,7 @@ class RNNLMScratch(Classifier):
         X = torch.tensor([tokens], device=device)
         state = None
         for _ in range(num_preds):
-            rnn_outputs, state = self.rnn(self.one_hot(X), state)
+            rnn_outputs, state = self.rnn(self._rnn_inputs(X), state)
             X = self.output_layer(rnn_outputs)[:, -1:].argmax(2)
             tokens.append(int(X))
         return "".join(vocab.idx_to_token[token] for token in tokens)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from d2lfast.data import (
     DataModule,
@@ -24,7 +23,7 @@ from d2lfast.data import (
 )
 from d2lfast.data.csv_data import CSVData
 from d2lfast.data.files import find_file
-from d2lfast.models import RNNLM, Network, hello_example
+from d2lfast.models import RNNLM, Network, hello_example, recurrent
 from d2lfast.models.registry import network
 from d2lfast.models.tasks import Task, masked_cross_entropy
 from d2lfast.training.network import Loss, NetworkModule
@@ -105,24 +104,13 @@ def network_of(facts: dict[str, Any]) -> tuple[Network, dict[str, Any]]:
 
 def _deep(entry: Network, sizes: dict[str, Any]) -> Network:
     """The language model `entry` with several layers, at the book's learning rate for two."""
-    cell, num_layers = entry.name, sizes.pop("num_layers")
+    num_layers = sizes.pop("num_layers")
+    kind: Any = getattr(recurrent, entry.name.upper())
 
     def build(vocab_size: int = 28, num_hiddens: int = 32, *, layers: Any) -> Any:
-        return RNNLM(_Stacked(cell, vocab_size, num_hiddens, num_layers, layers), vocab_size, layers=layers)
+        return RNNLM(kind(vocab_size, num_hiddens, num_layers, layers=layers), vocab_size, layers=layers)
 
     return replace(entry, builder=build, lr=2.0, epochs=100)
-
-
-class _Stacked(nn.Module):
-    """`num_layers` of torch's or of our RNN, GRU or LSTM in one."""
-
-    def __init__(self, cell: str, num_inputs: int, num_hiddens: int, num_layers: int, layers: Any) -> None:
-        super().__init__()
-        self.num_hiddens = num_hiddens
-        self.rnn = getattr(layers, cell.upper())(num_inputs, num_hiddens, num_layers)
-
-    def forward(self, inputs: torch.Tensor, state: Any = None) -> Any:
-        return self.rnn(inputs, state)
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,20 @@ def test_language_models_learn(cell, scratch):
     assert len(text) == 11
 
 
+def test_tokens_and_one_hot_inputs_give_the_same():
+    class Own(d2l.RNNLM):
+        def one_hot(self, X):
+            return super().one_hot(X)
+
+    torch.manual_seed(0)
+    X = torch.randint(9, (3, 5))
+    for kind in (d2l.RNN, d2l.LSTM, d2l.GRU, d2l.BiGRU):
+        model, own = d2l.RNNLM(kind(9, 8), 9), Own(kind(9, 8), 9)
+        model(X), own(X)
+        own.load_state_dict(model.state_dict())
+        torch.testing.assert_close(model(X), own(X))
+
+
 def test_predict_goes_token_by_token():
     torch.manual_seed(0)
     data = TextData("the time traveller " * 30, 32, 8, 100, 10)

@@ -33,6 +33,7 @@ def networks(
     seconds: Annotated[float, typer.Option(min=0, help="For each network and pass, all contenders.")] = 2.0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the book's, or less.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's own number.")] = None,
+    device: Annotated[str, typer.Option(help="Where both sides run, such as cuda.")] = "cpu",
     compiled: Annotated[bool, typer.Option("--compile", help="Add native through torch.compile.")] = False,
     keep: Annotated[
         bool, typer.Option("--keep-memory", help="Let malloc keep freed blocks, for both sides.")
@@ -55,14 +56,15 @@ def networks(
         torch.set_num_threads(threads)
     if keep and not keep_memory():
         raise typer.BadParameter("this C library has no mallopt that does it", param_hint="--keep-memory")
+    where = _device(device)
     load = foreign_load()
-    facts = header(machine(), measure_roofline(torch.float32))
+    facts = {**header(machine(), measure_roofline(torch.float32)), "device": _device_name(where)}
     for line in header_lines(facts):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if load is not None and load > DOUBTFUL_LOAD:
         console.print(f"[yellow]Other processes keep {load:.1f} cores busy: the figures will suffer.[/]")
     console.print()
-    outcomes = _run(chosen, seconds, batch_size, compiled)
+    outcomes = _run(chosen, seconds, batch_size, compiled, where)
     rows = [row for outcome in outcomes for row in outcome.rows]
     if rows:
         console.print(_table(rows, markdown), highlight=False)
@@ -93,7 +95,25 @@ def _choose(pattern: str) -> list[str]:
     return chosen
 
 
-def _run(chosen: list[str], seconds: float, batch_size: int | None, compiled: bool) -> list[NetworkOutcome]:
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from None
+    if device.type == "cuda":
+        # Products of ten bits would hide the errors that the gate looks for.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _run(
+    chosen: list[str], seconds: float, batch_size: int | None, compiled: bool, device: torch.device
+) -> list[NetworkOutcome]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     outcomes = []
     with Progress(
@@ -102,7 +122,7 @@ def _run(chosen: list[str], seconds: float, batch_size: int | None, compiled: bo
         task = progress.add_task("", total=len(chosen))
         for name in chosen:
             progress.update(task, description=name)
-            outcomes.append(run_network(name, seconds, batch_size, compiled))
+            outcomes.append(run_network(name, seconds, batch_size, compiled, device=device))
             progress.advance(task)
     return outcomes
 

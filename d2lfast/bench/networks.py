@@ -72,11 +72,17 @@ class _Contender:
     def infer(self) -> None:
         with torch.no_grad():
             self.model(*self.inputs)
+        self._wait()
 
     def train(self) -> None:
         self.optimizer.zero_grad()
         self.loss().backward()
         self.optimizer.step()
+        self._wait()
+
+    def _wait(self) -> None:
+        if self.target.is_cuda:
+            torch.cuda.synchronize(self.target.device)
 
 
 def default_batch(network: Network, macs: int) -> int:
@@ -92,6 +98,7 @@ def run_network(
     batch_size: int | None = None,
     compiled: bool = False,
     shape: tuple[int, ...] | None = None,
+    device: str | torch.device = "cpu",
 ) -> NetworkOutcome:
     """Check a network against its native twin in every layout and, if they agree, time both.
 
@@ -101,6 +108,7 @@ def run_network(
         batch_size: default: see `default_batch`.
         compiled: native through torch.compile runs too.
         shape: of one input; default: the book's.
+        device: where both sides run.
     """
     network = NETWORKS[name]
     shape = shape or network.shape
@@ -108,7 +116,8 @@ def run_network(
     ours = network.build(seed=0, **sizes)
     macs = summarize(ours, *network.example(1, shape).inputs).macs
     batch_size = batch_size or default_batch(network, macs)
-    inputs, target = network.example(batch_size, shape)
+    example = network.example(batch_size, shape)
+    inputs, target = tuple(x.to(device) for x in example.inputs), example.target.to(device)
     layouts = list(Layout) if len(shape) == 3 else [Layout.NCHW]
     outcome = NetworkOutcome(name)
     contenders: dict[tuple[str, Layout], _Contender] = {}
@@ -117,7 +126,7 @@ def run_network(
             options: dict[str, Any] = {} if layers is None else {"layers": layers}
             model = network.build(seed=0, **sizes, **options)
             model.load_state_dict(ours.state_dict())
-            contenders[side, layout] = _placed(model, layout, inputs, target, network)
+            contenders[side, layout] = _placed(model.to(device), layout, inputs, target, network)
     reference = _results(contenders["native", Layout.NCHW])
     for layout in layouts:
         outcome.failures += _differences(layout, _results(contenders["ours", layout]), reference)

@@ -105,7 +105,8 @@ def test_the_default_networks_exist():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--filter", "("], ["--filter", "nothing"], ["--csv", "/no/such/x.csv"]]
+    "arguments",
+    [["--filter", "("], ["--filter", "nothing"], ["--csv", "/no/such/x.csv"], ["--device", "nonsense"]],
 )
 def test_wrong_use(arguments):
     assert run(*arguments).exit_code == 2

@@ -38,7 +38,7 @@ __device__ int64_t first_channel() {
 }
 
 template <typename T, int K>
-__global__ void __launch_bounds__(kThreads) normalize_planes(const BatchNormView<T> view) {
+__global__ void __launch_bounds__(kThreads, 2) normalize_planes(const BatchNormView<T> view) {
   const int64_t items = view.rows * view.pieces;
   visit_planes<K>(view, first_plane_item<K>(), items, plane_step<K>(),
                   [&](int32_t row, int64_t first, bool inside) {
@@ -80,7 +80,7 @@ __device__ void input_gradient(const BatchNormView<T>& view, int64_t row, int64_
 }
 
 template <typename T, int K>
-__global__ void __launch_bounds__(kThreads) gradient_planes(const BatchNormView<T> view) {
+__global__ void __launch_bounds__(kThreads, 2) gradient_planes(const BatchNormView<T> view) {
   visit_planes<K>(view, first_plane_item<K>(), view.rows * view.pieces, plane_step<K>(),
                   [&](int32_t row, int64_t first, bool inside) {
                     if (!inside) return;
@@ -181,7 +181,7 @@ __device__ void write_partial(A* partial, int64_t split, int64_t channels, int64
 
 // Block (c, s) reduces part s of the planes of channel c.
 template <bool kBackward, typename T, int K>
-__global__ void __launch_bounds__(kThreads) reduce_planes(const BatchNormView<T> view) {
+__global__ void __launch_bounds__(kThreads, 2) reduce_planes(const BatchNormView<T> view) {
   using A = Compute<T>;
   const int64_t channel = blockIdx.x;
   Channels<A, 1> c{};

@@ -18,7 +18,7 @@ __device__ void visit_units(int64_t batch, int64_t hidden, Visit&& visit) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) rnn_forward(const RecurrentForward p, int64_t batch) {
+__global__ void __launch_bounds__(kThreads, 2) rnn_forward(const RecurrentForward p, int64_t batch) {
   visit_units(batch, p.hidden, [&](int64_t row, int64_t unit) {
     T* gate = static_cast<T*>(p.gates) + row * p.hidden + unit;
     const Compute<T> sum =
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) rnn_forward(const RecurrentForward p
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) gru_forward(const RecurrentForward p, int64_t batch) {
+__global__ void __launch_bounds__(kThreads, 2) gru_forward(const RecurrentForward p, int64_t batch) {
   const int64_t hidden = p.hidden;
   visit_units(batch, hidden, [&](int64_t row, int64_t unit) {
     T* gates = static_cast<T*>(p.gates) + row * 3 * hidden + unit;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) gru_forward(const RecurrentForward p
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) lstm_forward(const RecurrentForward p, int64_t batch) {
+__global__ void __launch_bounds__(kThreads, 2) lstm_forward(const RecurrentForward p, int64_t batch) {
   const int64_t hidden = p.hidden;
   visit_units(batch, hidden, [&](int64_t row, int64_t unit) {
     T* gates = static_cast<T*>(p.gates) + row * 4 * hidden + unit;
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) lstm_forward(const RecurrentForward 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) rnn_backward(const RecurrentBackward p, int64_t batch) {
+__global__ void __launch_bounds__(kThreads, 2) rnn_backward(const RecurrentBackward p, int64_t batch) {
   visit_units(batch, p.hidden, [&](int64_t row, int64_t unit) {
     const int64_t at = row * p.hidden + unit;
     const Compute<T> output = to_compute(static_cast<const T*>(p.gates)[at]);
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) rnn_backward(const RecurrentBackward
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) gru_backward(const RecurrentBackward p, int64_t batch) {
+__global__ void __launch_bounds__(kThreads, 2) gru_backward(const RecurrentBackward p, int64_t batch) {
   const int64_t hidden = p.hidden;
   visit_units(batch, hidden, [&](int64_t row, int64_t unit) {
     const int64_t at = row * hidden + unit, first = row * 3 * hidden + unit;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) gru_backward(const RecurrentBackward
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) lstm_backward(const RecurrentBackward p, int64_t batch) {
+__global__ void __launch_bounds__(kThreads, 2) lstm_backward(const RecurrentBackward p, int64_t batch) {
   const int64_t hidden = p.hidden;
   visit_units(batch, hidden, [&](int64_t row, int64_t unit) {
     const int64_t at = row * hidden + unit, first = row * 4 * hidden + unit;

@@ -287,6 +287,13 @@ def test_progress_bar():
     assert "ours: loss" in text
 
 
+def test_progress_of_its_own(capsys):
+    trainer = Trainer(2, progress=True)
+    trainer.fit(linear(), data())
+    assert trainer.progress is True
+    assert "2/2" in capsys.readouterr().out
+
+
 def test_num_gpus_without_any_trains_on_the_cpu():
     trainer = Trainer(1, num_gpus=2)
     assert len(trainer.gpus) == min(2, torch.cuda.device_count())

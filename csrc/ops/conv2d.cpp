@@ -62,7 +62,7 @@ Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
                           {dilation[0], dilation[1]},
                           groups,
                           kernel_dtype(input, "d2lfast::conv2d"),
-                          is_channels_last(layout_of(input)),
+                          is_channels_last(conv2d_layout(input, weight)),
                           input.is_cuda()};
   TORCH_CHECK(
       shape.kernel_h > 0 && shape.kernel_w > 0,

@@ -36,6 +36,15 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass) {
   return s.channels >= 16 && s.result_channels >= 16;
 }
 
+// ---- gemm ----
+
+bool gemm_computes(const Conv2dShape& s, Conv2dPass) {
+  return !s.cuda && s.groups == 1 && s.kernel_h == 1 && s.kernel_w == 1 && s.padding[0] == 0 &&
+         s.padding[1] == 0 && !s.channels_last && s.channels > 0;
+}
+
+bool gemm_wins(const Conv2dShape& s, Conv2dPass) { return s.channels >= 16 && s.result_channels >= 16; }
+
 // ---- direct ----
 
 // Where the direct kernels measured faster than oneDNN in float32 on AVX-512. oneDNN is near the machine's
@@ -105,6 +114,7 @@ struct Row {
 
 constexpr Row kTable[] = {
     {Conv2dAlgorithm::kWinograd, "winograd", winograd_computes, winograd_wins},
+    {Conv2dAlgorithm::kGemm, "gemm", gemm_computes, gemm_wins},
     {Conv2dAlgorithm::kDirect, "direct", direct_computes, direct_wins_there},
     {Conv2dAlgorithm::kImplicitGemm, "implicit_gemm", cuda_implicit_computes, never},
     {Conv2dAlgorithm::kAten, "aten", always, always},

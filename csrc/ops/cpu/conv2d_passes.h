@@ -42,4 +42,9 @@ bool winograd_forward(const Conv2dForward& pass);
 bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
 bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
 
+// 1x1 kernels without padding on contiguous images.
+bool gemm_forward(const Conv2dForward& pass);
+bool gemm_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
+bool gemm_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+
 }  // namespace d2lfast::ops

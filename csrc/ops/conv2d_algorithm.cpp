@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "conv2d_cuda_rules.h"
@@ -31,9 +32,18 @@ bool winograd_computes(const Conv2dShape& s, Conv2dPass) {
          s.stride[1] == 1 && s.dilation[0] == 1 && s.dilation[1] == 1 && s.dtype != DType::kFloat64;
 }
 
-bool winograd_wins(const Conv2dShape& s, Conv2dPass) {
+// With few tiles the transform of large filters is not paid back; nor is that of the tiles, for the weight
+// gradient, with few channels. In 16 bits oneDNN multiplies pairs (bfloat16) or the direct kernels win.
+bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
   if (!allowed.load(std::memory_order_relaxed) || s.dtype != DType::kFloat32) return false;
-  return s.channels >= 16 && s.result_channels >= 16;
+  if (s.channels < 16 || s.result_channels < 16) return false;
+  const bool forward_size = pass != Conv2dPass::kGradInput;
+  const int64_t height = forward_size ? s.result_height() : s.height;
+  const int64_t width = forward_size ? s.result_width() : s.width;
+  const int64_t tiles = s.batch * ((height + 3) / 4) * ((width + 3) / 4);
+  const int64_t products = s.channels * s.result_channels, sum = s.channels + s.result_channels;
+  if (pass == Conv2dPass::kGradWeight) return products >= 16 * sum || tiles <= 64;
+  return tiles >= 24 || products < 128 * 128;
 }
 
 // ---- gemm ----
@@ -43,7 +53,15 @@ bool gemm_computes(const Conv2dShape& s, Conv2dPass) {
          s.padding[1] == 0 && !s.channels_last && s.channels > 0;
 }
 
-bool gemm_wins(const Conv2dShape& s, Conv2dPass) { return s.channels >= 16 && s.result_channels >= 16; }
+// oneDNN is near the peak for many channels on small planes.
+bool gemm_wins(const Conv2dShape& s, Conv2dPass pass) {
+  if (s.dtype == DType::kBFloat16 || s.channels < 16 || s.result_channels < 16) return false;
+  const int64_t pixels = s.result_height() * s.result_width();
+  if (pixels < 96 && s.channels * s.result_channels >= 256 * 256) {
+    return pass == Conv2dPass::kGradWeight && s.channels >= s.result_channels;
+  }
+  return pass != Conv2dPass::kGradInput || pixels > 196 || s.channels * s.result_channels < 256 * 512;
+}
 
 // ---- direct ----
 
@@ -63,7 +81,7 @@ bool direct_float32(const Conv2dShape& s, Conv2dPass pass) {
       if (s.channels_last) {
         if (!t.dense) return !t.depthwise && !t.strided;
         if (t.group_channels <= 4) return t.strided || (t.group_channels == 1 && s.result_channels <= 8);
-        return t.pixels >= 784;
+        return t.strided && t.pixels >= 784;
       }
       return !t.strided && (!t.dense || t.group_channels <= 8);
   }
@@ -131,13 +149,18 @@ Conv2dAlgorithm from_table(const Conv2dShape& shape, Conv2dPass pass) {
 
 Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
                                         std::string_view requested) {
+  if (std::count(requested.begin(), requested.end(), '/') == 2) {
+    for (int i = 0; i < static_cast<int>(pass); ++i) requested.remove_prefix(requested.find('/') + 1);
+    requested = requested.substr(0, requested.find('/'));
+  }
   if (requested == "auto") return from_table(shape, pass);
   for (const Row& row : kTable) {
     if (requested == row.name) return row.computes(shape, pass) ? row.algorithm : from_table(shape, pass);
   }
   std::string names = "'auto'";
   for (const Row& row : kTable) names += std::string(", '") + row.name + "'";
-  TORCH_CHECK_VALUE(false, "algorithm must be one of ", names, ", but got '", requested, "'");
+  TORCH_CHECK_VALUE(false, "algorithm must be one of ", names, ", or three of them as 'forward/grad_input/",
+                    "grad_weight', but got '", requested, "'");
 }
 
 bool winograd_allowed() { return allowed; }

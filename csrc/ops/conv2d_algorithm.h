@@ -35,7 +35,7 @@ struct Conv2dShape {
 };
 
 // "auto" asks the table. A name forces that algorithm where it can compute the pass and asks the table
-// elsewhere. Raises ValueError for any other name.
+// elsewhere. "forward/grad_input/grad_weight" names one for each pass. Raises ValueError for any other name.
 D2LFAST_VISIBLE Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
                                                         std::string_view requested);
 

@@ -48,22 +48,28 @@ at::Tensor met_pixels(const at::Tensor& images, const Conv2dShape& s) {
 }
 
 // Columns of a work item, whose sums and packed sources should stay in the second-level cache beside what is
-// fetched for the next: several whole images, or a part of one in whole panels.
+// fetched for the next: several whole images, or a part of one in whole panels; whichever gives the busiest
+// thread the fewest panels. The results do not depend on it.
 int64_t columns_of_item(int64_t batch, int64_t pixels, int64_t panel, int64_t column_bytes) {
-  constexpr int64_t kImagesBytes = 768 << 10, kRunBytes = 200 << 10;
-  const int64_t threads = at::get_num_threads();
-  const int64_t images = std::min(kImagesBytes / (pixels * column_bytes), divide_up(batch, threads));
-  if (images > 0 && (pixels % panel != 0 || pixels * column_bytes <= kRunBytes)) {
-    // As many as fill their last panel best.
-    int64_t best = 1;
-    for (int64_t n = 2; n <= images; ++n) {
-      if (divide_up(n * pixels, panel) * best <= divide_up(best * pixels, panel) * n) best = n;
-    }
-    return best * pixels;
+  constexpr int64_t kImagesBytes = 832 << 10, kRunBytes = 200 << 10, kMostPanels = 4;
+  const int64_t threads = at::get_num_threads(), panels = divide_up(pixels, panel);
+  int64_t best = panel;
+  double best_cost = 1e30;
+  const auto consider = [&](int64_t columns, double cost) {
+    if (cost <= best_cost) best = columns, best_cost = cost;
+  };
+  const int64_t most = std::clamp<int64_t>(kRunBytes / column_bytes / panel, 1, kMostPanels);
+  for (int64_t n = 1; n <= most && n < panels; ++n) {
+    // A tenth of a panel's time for beginning an item; half an item is waited for at the end.
+    const auto of_thread = static_cast<double>(divide_up(batch * panels, threads));
+    const auto item = static_cast<double>(n);
+    consider(n * panel, of_thread * (1 + 0.1 / item) + item / 2);
   }
-  const int64_t most = std::max<int64_t>(1, kRunBytes / column_bytes / panel) * panel;
-  const int64_t parts = std::max(divide_up(pixels, most), divide_up(threads, batch));
-  return divide_up(divide_up(pixels, parts), panel) * panel;
+  for (int64_t n = 1; n <= std::min(batch, kImagesBytes / (pixels * column_bytes)); ++n) {
+    consider(n * pixels,
+             static_cast<double>(divide_up(divide_up(batch, n), threads) * divide_up(n * pixels, panel)));
+  }
+  return best;
 }
 
 // result [N,M,P] = weight x source; `transposed`: with the weight's columns as rows.

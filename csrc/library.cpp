@@ -6,6 +6,7 @@
 #include <array>
 #include <string>
 
+#include "generate_binding.h"
 #include "kernels/cpu/isa.h"
 #include "memory/cpu_allocator.h"
 #include "ops/conv2d_algorithm.h"
@@ -43,6 +44,12 @@ std::array<std::string, 3> conv2d_algorithms(Quad input, Quad weight, Pair strid
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  static PyMethodDef generate{
+      "recurrent_generate",
+      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(d2lfast::py_recurrent_generate)),
+      METH_FASTCALL, "One step of recurrent layers without autograd, or None."};
+  m.add_object("recurrent_generate",
+               pybind11::reinterpret_steal<pybind11::object>(PyCFunction_NewEx(&generate, nullptr, nullptr)));
   m.def("conv2d_algorithms", conv2d_algorithms);
   m.def("winograd_allowed", d2lfast::ops::winograd_allowed);
   m.def("allow_winograd", d2lfast::ops::allow_winograd);

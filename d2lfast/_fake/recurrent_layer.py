@@ -65,10 +65,9 @@ def _recurrent_layer_forward(
     _check(input, batch_sizes, hx, cx, weights, mode, bias, projected)
     output, h_n, c_n, hidden = _shapes(input, hx, cx, weights, mode, bias, projected)
     rows = output.shape[0] if batch_sizes is not None else output.shape[0] * output.shape[1]
-    compute = torch.float64 if hx.dtype == torch.float64 else torch.float32
     width = 0 if _GATES[mode] == 1 else 4 * hidden
-    saved = hx.new_empty([hx.shape[0], rows, width] if save else [0], dtype=compute)
-    cells = hx.new_empty([hx.shape[0], rows, hidden] if save and mode == "lstm" else [0], dtype=compute)
+    saved = hx.new_empty([hx.shape[0], rows, width] if save else [0])
+    cells = hx.new_empty([hx.shape[0], rows, hidden] if save and mode == "lstm" else [0])
     return output, h_n, c_n, saved, cells
 
 

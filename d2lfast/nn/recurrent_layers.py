@@ -6,11 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from d2lfast import _extension
 from d2lfast._support import has_kernels, supported
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
 _recurrent = torch.ops.d2lfast._recurrent.default
+# One step of a few rows, gradients off: one call into C++. None where the operator has to decide.
+_generate = _extension.load().recurrent_generate
+_is_compiling = torch.compiler.is_dynamo_compiling
+_MODES = {"tanh": 0, "relu": 1}
+
+
+def _plain(module: Any) -> bool:
+    """Whether the layers follow each other without reversed ones or dropout between them."""
+    return not module.bidirectional and not (module.dropout and module.training)
 
 
 def _takes(input: Any) -> bool:
@@ -108,6 +118,11 @@ class RNN(torch.nn.RNN):
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
         """Same as the forward of `torch.nn.RNN`."""
+        if hx is not None and not _is_compiling() and _plain(self):
+            mode = _MODES[self.nonlinearity]
+            found = _generate(input, hx, None, self._parameters, self._flat_weights_names, mode, self.bias)
+            if found is not None:
+                return found
         if not _takes(input):
             return super().forward(input, hx)
         return _one_state(self, self.nonlinearity, "RNN", " tensor", input, hx)
@@ -121,6 +136,10 @@ class GRU(torch.nn.GRU):
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
         """Same as the forward of `torch.nn.GRU`."""
+        if hx is not None and not _is_compiling() and _plain(self):
+            found = _generate(input, hx, None, self._parameters, self._flat_weights_names, 2, self.bias)
+            if found is not None:
+                return found
         if not _takes(input):
             return super().forward(input, hx)
         return _one_state(self, "gru", "GRU", "", input, hx)
@@ -134,6 +153,10 @@ class LSTM(torch.nn.LSTM):
 
     def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:  # type: ignore[override]
         """Same as the forward of `torch.nn.LSTM`."""
+        if hx is not None and not _is_compiling() and _plain(self) and len(hx) == 2:
+            found = _generate(input, hx[0], hx[1], self._parameters, self._flat_weights_names, 3, self.bias)
+            if found is not None:
+                return found[0], found[1:]
         if not _takes(input):
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):

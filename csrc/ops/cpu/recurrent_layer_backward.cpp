@@ -27,11 +27,12 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_layer_backward
   const Tensor grad = given(grad_output);
   const Tensor x = layer.tokens ? input.contiguous() : readable(input, layer, packed);
   const bool lstm = layer.mode == RecurrentMode::kLSTM;
-  RecurrentBackward backward(layer, x, packed, hx.to(layer.compute).contiguous(),
-                             lstm ? cx->to(layer.compute).contiguous() : Tensor(),
-                             output.to(layer.compute).contiguous(), saved.contiguous(), cells.contiguous(),
-                             grad.defined() ? readable(grad, layer, packed) : Tensor(), given(grad_h),
-                             given(grad_c), mask);
+  // Alive until the end of the pass, which keeps pointers only.
+  const Tensor kept = saved.to(layer.compute).contiguous(), states = cells.to(layer.compute).contiguous();
+  RecurrentBackward backward(
+      layer, x, packed, hx.to(layer.compute).contiguous(),
+      lstm ? cx->to(layer.compute).contiguous() : Tensor(), output.to(layer.compute).contiguous(), kept,
+      states, grad.defined() ? readable(grad, layer, packed) : Tensor(), given(grad_h), given(grad_c), mask);
   backward.run();
   const auto type = hx.scalar_type();
   std::vector<Tensor> weight_gradients;

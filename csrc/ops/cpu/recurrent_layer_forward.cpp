@@ -360,7 +360,8 @@ Results recurrent_layer_forward(const Tensor& input, const Optional& batch_sizes
   Forward forward(layer, x, packed, h, c, save);
   forward.run();
   const auto type = hx.scalar_type();
-  return {forward.output.to(type), forward.h_n.to(type), forward.c_n.to(type), forward.saved, forward.cells};
+  return {forward.output.to(type), forward.h_n.to(type), forward.c_n.to(type), forward.saved.to(type),
+          forward.cells.to(type)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> recurrent_layer(const Tensor& input, const Optional& batch_sizes,

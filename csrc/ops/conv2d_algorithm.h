@@ -11,8 +11,8 @@
 
 namespace d2lfast::ops {
 
-// kWinograd: F(4x4, 3x3) for dense 3x3 kernels. kGemm: matrix products for 1x1 kernels. kDirect: our kernels on
-// flat grids, on CUDA for few channels per group. kImplicitGemm: CUDA tensor cores. kAten: torch's own
+// kWinograd: F(4x4, 3x3) for dense 3x3 kernels. kGemm: matrix products for 1x1 kernels. kDirect: our kernels
+// on flat grids, on CUDA for few channels per group. kImplicitGemm: CUDA tensor cores. kAten: torch's own
 // convolution (oneDNN on the CPU).
 enum class Conv2dAlgorithm { kWinograd, kGemm, kDirect, kImplicitGemm, kAten };
 enum class Conv2dPass { kForward, kGradInput, kGradWeight };

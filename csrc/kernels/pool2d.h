@@ -32,7 +32,7 @@ struct MaxPool2dBackwardParams {
   int64_t n, c, h, w, oh, ow;
   Window2d window;
   bool channels_last;
-  bool stream = false;  // write past the caches
+  bool stream = false;  // channels_last: write past the caches
 };
 
 // Forward from `input` to `output`; backward from `output`'s gradient to `input`'s.
@@ -44,7 +44,7 @@ struct AvgPool2dParams {
   bool count_include_pad;
   int64_t divisor;  // 0: the window's size
   bool channels_last;
-  bool stream = false;  // write past the caches; backward only
+  bool stream = false;  // backward of channels_last: write past the caches
 };
 
 // Output row i covers the input rows [i * H / OH, ceil((i + 1) * H / OH)), columns alike.

@@ -64,9 +64,10 @@ def batch_norm_case(
     parts += [activation] if activation != "none" else []
     # Forward reads the input (and the residual) and writes the output. Backward reads the output's
     # gradient and the input, and writes the input's gradient; behind a residual the activation's
-    # derivative needs the output too, and the residual has a gradient of its own.
+    # derivative needs a bit for each value that forward wrote, and the residual has a gradient of its own.
+    fused_residual = residual and activation != "none"
     forward_values = values * (2 + residual)
-    backward_values = values * (3 + 2 * (residual and activation != "none"))
+    backward_values = values * (3 + fused_residual)
     forward_flops = (6 if training else 2) + extras
     backward_flops = (8 if training else 4) + (activation != "none")
     return Case(
@@ -79,7 +80,11 @@ def batch_norm_case(
         native=_native(training, activation, residual),
         ours=_ours(training, activation, residual),
         forward=Work(values * forward_flops, forward_values + 4 * channels),
-        both=Work(values * (forward_flops + backward_flops), forward_values + backward_values + 8 * channels),
+        both=Work(
+            values * (forward_flops + backward_flops),
+            forward_values + backward_values + 8 * channels,
+            values // 4 if fused_residual else 0,
+        ),
         reductions=Reductions(*([values // channels] * 3)),
         relu=activation == "relu",
         float32_parameters=True,
@@ -98,6 +103,7 @@ CASES = [
             (True, "relu", True),
             (False, "none", False),
             (False, "relu", False),
+            (False, "relu", True),
         )
     ),
     batch_norm_case(_LENET, True),
@@ -107,4 +113,5 @@ CASES = [
     batch_norm_case((256, 120), True),
     batch_norm_case((256, 120), True, "sigmoid"),
     batch_norm_case((256, 120), False),
+    batch_norm_case((8, 16), True),
 ]

@@ -74,6 +74,7 @@ CASES = [
     pool2d_case("avg-lenet-1", "avg", (256, 6, 28, 28), 2, 2),
     pool2d_case("avg-lenet-2", "avg", (256, 16, 10, 10), 2, 2),
     pool2d_case("max-googlenet", "max", (128, 192, 12, 12), 3, 1, 1),
+    pool2d_case("max-stem", "max", (16, 64, 112, 112), 3, 2, 1),
     adaptive_case("adaptive-avg-1-resnet", "avg", (16, 512, 7, 7), 1),
     adaptive_case("adaptive-avg-1-block", "avg", _BLOCK, 1),
     adaptive_case("adaptive-avg-7-block", "avg", _BLOCK, 7),

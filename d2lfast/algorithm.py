@@ -21,12 +21,14 @@ def conv2d_algorithm(name: str) -> Iterator[None]:
     Args:
         name: "auto" (the table of csrc/ops/conv2d_algorithm.cpp, the default), "aten" (torch's own
             convolution; on the CPU oneDNN) or one of this library's, all in `CONV2D_ALGORITHMS`. A pass that
-            the named algorithm cannot compute is done by the table's; `explain` says which.
+            the named algorithm cannot compute is done by the table's; `explain` says which. Three names as
+            "forward/grad_input/grad_weight" force one for each pass.
 
     Raises:
         ValueError: `name` is no algorithm.
     """
-    if name not in CONV2D_ALGORITHMS:
+    names = name.split("/")
+    if len(names) not in (1, 3) or any(each not in CONV2D_ALGORITHMS for each in names):
         raise ValueError(f"algorithm must be one of {', '.join(CONV2D_ALGORITHMS)}, but got {name!r}")
     token = _requested.set(name)
     try:

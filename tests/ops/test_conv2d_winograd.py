@@ -120,6 +120,24 @@ def test_table_and_explain():
         assert "winograd" not in other.values()
 
 
+def test_one_algorithm_for_each_pass():
+    with d2lfast.conv2d_algorithm("direct/winograd/aten"):
+        names = d2lfast.explain("conv2d", *SHAPES, padding=1)
+    assert names == {"forward": "direct", "grad_input": "winograd", "grad_weight": "aten"}
+    x, weight, bias = torch.randn(2, 8, 9, 9), torch.randn(6, 8, 3, 3), torch.randn(6)
+    grad = torch.randn(2, 6, 9, 9)
+    mixed = gradients("direct/winograd/aten", x, weight, bias, grad, padding=1)
+    for result, index, algorithm in (
+        (mixed[0], 0, "direct"),
+        (mixed[1], 1, "winograd"),
+        (mixed[2], 2, "aten"),
+    ):
+        assert torch.equal(result, gradients(algorithm, x, weight, bias, grad, padding=1)[index])
+    for wrong in ("direct/winograd", "direct/winograd/fast", "fast", "direct/auto/aten/aten"):
+        with pytest.raises(ValueError, match="algorithm must be"), d2lfast.conv2d_algorithm(wrong):
+            pass
+
+
 def test_it_can_be_forbidden():
     backend = d2lfast.backends.conv2d
     assert backend.allow_winograd

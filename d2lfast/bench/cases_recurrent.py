@@ -60,3 +60,66 @@ CASES = [
     for kind in _GATES
     for sizes in ((1, 28, 32), (32, 28, 32), (1024, 28, 32), (32, 256, 256), (20, 650, 650))
 ]
+
+
+_LAYERS = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
+
+
+def layer_case(
+    kind: str, steps: int, batch: int, size: int, hidden: int, layers: int = 1, bidirectional: bool = False
+) -> Case:
+    """Whole sequences from zero states; FLOPs are those of the matrix products."""
+    rows, directions = _GATES[kind] * hidden, 2 if bidirectional else 1
+    widths = [size] + [directions * hidden] * (layers - 1)
+    shapes = [
+        shape
+        for width in widths
+        for _ in range(directions)
+        for shape in ((rows, width), (rows, hidden), (rows,), (rows,))
+    ]
+    tokens = steps * batch
+    product = sum(2 * tokens * directions * rows * (width + hidden) for width in widths)
+    parameters = directions * sum(rows * (width + hidden + 2) for width in widths)
+    data, output = tokens * size, tokens * directions * hidden
+    saved = layers * tokens * directions * hidden * {"rnn": 1, "gru": 5, "lstm": 6}[kind]
+    forward = Work(product, data + parameters + output)
+
+    def maker(module: Any) -> Maker:
+        def make(weights, buffers):
+            layer = getattr(module, _LAYERS[kind])(
+                size, hidden, layers, bidirectional=bidirectional, device="meta"
+            )
+            for name, weight in zip(layer._flat_weights_names, weights, strict=True):
+                setattr(layer, name, weight)
+            return lambda x: layer(x)[0]
+
+        return make
+
+    name = f"{kind}_layer/{steps}-{batch}-{size}-{hidden}"
+    return Case(
+        name=name + (f"-{layers}layers" if layers > 1 else "") + ("-bidirectional" if bidirectional else ""),
+        family="recurrent",
+        operator=f"{kind}_layer",
+        inputs=((steps, batch, size),),
+        parameters=tuple(shapes),
+        native=maker(torch.nn),
+        ours=maker(d2lfast.nn),
+        forward=forward,
+        both=Work(3 * product, forward.values + data + 2 * parameters + 2 * output + 2 * saved),
+        reductions=Reductions(
+            output=steps * (size + hidden), grad_input=steps * rows, grad_parameter=steps * tokens
+        ),
+        parameter_scale=0.5 * hidden**-0.5,
+    )
+
+
+CASES += [
+    layer_case(kind, *sizes)
+    for kind in _GATES
+    for sizes in ((32, 32, 28, 32), (35, 1024, 28, 32), (35, 32, 256, 256), (35, 20, 650, 650))
+]
+CASES += [
+    layer_case("gru", *sizes, **options)
+    for sizes in ((32, 32, 28, 32), (35, 1024, 28, 32))
+    for options in ({"layers": 2}, {"bidirectional": True})
+]

@@ -23,11 +23,20 @@ def _plain(module: Any) -> bool:
     return not module.bidirectional and not (module.dropout and module.training)
 
 
-def _takes(input: Any) -> bool:
+def _takes(module: Any, mode: str, input: Any) -> bool:
     """Whether the operator computes `input`, a tensor or PackedSequence, rather than torch."""
     data = input.data if isinstance(input, PackedSequence) else input
+    if data.device.type == "cuda" and data.dtype is not torch.int64 and not _fits_cuda(module, mode):
+        return False
     tokens = data.dtype is torch.int64 and has_kernels("gru_layer", data.device.type)
     return tokens or supported(data, "gru_layer")
+
+
+def _fits_cuda(module: Any, mode: str) -> bool:
+    """Whether the persistent kernel takes the layer: its recurrent weight fits into shared memory."""
+    fits = getattr(torch.ops.d2lfast, "_cuda_recurrent_layer_fits", None)
+    dtype = module._flat_weights[0].dtype
+    return fits is not None and module.proj_size == 0 and fits(mode, module.hidden_size, dtype)
 
 
 def _weights(module: Any) -> list[Tensor]:
@@ -123,7 +132,7 @@ class RNN(torch.nn.RNN):
             found = _generate(input, hx, None, self._parameters, self._flat_weights_names, mode, self.bias)
             if found is not None:
                 return found
-        if not _takes(input):
+        if not _takes(self, self.nonlinearity, input):
             return super().forward(input, hx)
         return _one_state(self, self.nonlinearity, "RNN", " tensor", input, hx)
 
@@ -140,7 +149,7 @@ class GRU(torch.nn.GRU):
             found = _generate(input, hx, None, self._parameters, self._flat_weights_names, 2, self.bias)
             if found is not None:
                 return found
-        if not _takes(input):
+        if not _takes(self, "gru", input):
             return super().forward(input, hx)
         return _one_state(self, "gru", "GRU", "", input, hx)
 
@@ -157,7 +166,7 @@ class LSTM(torch.nn.LSTM):
             found = _generate(input, hx[0], hx[1], self._parameters, self._flat_weights_names, 3, self.bias)
             if found is not None:
                 return found[0], found[1:]
-        if not _takes(input):
+        if not _takes(self, "lstm", input):
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
             return _packed(self, "lstm", input, hx)

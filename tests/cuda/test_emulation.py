@@ -17,6 +17,7 @@ FAMILIES = {
     "pool2d": (["ops/test_pool2d.py", "ops/test_adaptive_pool2d.py"], ARITHMETIC),
     "batch_norm": (["ops/test_batch_norm.py"], ARITHMETIC),
     "recurrent": (["ops/test_recurrent.py"], ARITHMETIC),
+    "recurrent_layer": (["ops/test_recurrent_layer.py"], "forward_and_gradients and not large"),
     # Without the cases of many channels, which are what `aten` is for.
     "conv2d": (["ops/test_conv2d.py"], "(forward_and_gradients or nonfinite) and not wide_channels"),
 }

@@ -8,6 +8,7 @@
 
 #include "../../kernels/panels.h"
 #include "../../kernels/recurrent_sequence.h"
+#include "../visible.h"
 
 // What the forward and the backward operator of a recurrent layer share: checks, the shape in time, the
 // choice of the schedule.
@@ -17,7 +18,7 @@ namespace d2lfast::ops {
 const PanelKernels& panel_kernels();
 const RecurrentSequenceKernels& recurrent_sequence_kernels();
 
-RecurrentMode recurrent_mode(std::string_view name);
+D2LFAST_VISIBLE RecurrentMode recurrent_mode(std::string_view name);
 
 // The parameters of one direction; undefined where the layer has none.
 struct RecurrentWeights {
@@ -55,10 +56,12 @@ struct RecurrentLayer {
   at::TensorOptions options() const { return at::TensorOptions().dtype(compute); }
 };
 
-RecurrentLayer describe_recurrent_layer(const at::Tensor& input, const std::optional<at::Tensor>& batch_sizes,
-                                        const at::Tensor& hx, const std::optional<at::Tensor>& cx,
-                                        at::TensorList weights, std::string_view mode, bool bias,
-                                        bool projected, bool reverse);
+D2LFAST_VISIBLE RecurrentLayer describe_recurrent_layer(const at::Tensor& input,
+                                                        const std::optional<at::Tensor>& batch_sizes,
+                                                        const at::Tensor& hx,
+                                                        const std::optional<at::Tensor>& cx,
+                                                        at::TensorList weights, std::string_view mode,
+                                                        bool bias, bool projected, bool reverse);
 
 // A tensor's first element and the distances of its steps and rows, in elements.
 struct Rows {

@@ -174,5 +174,137 @@ class TestConv2dDirect(TestConv2d):
     test_threads_do_not_change_a_bit = OpTester.test_threads_do_not_change_a_bit
 
 
+def along_channels(parameter):
+    case = parameter.values[0]
+    options = {**case.options, "algorithm": "channels"}
+    layouts = {"input": "channels_last"}
+    return pytest.param(case.replace(options=options, layouts=layouts), id=parameter.id)
+
+
+class TestConv2dChannels(TestConv2d):
+    """Vectors along the channels; a case that these kernels cannot compute is not one of theirs."""
+
+    cases = tuple(
+        map(
+            along_channels,
+            (
+                named("depthwise", (2, 32, 12, 12), (32, 1, 3, 3), groups=32, padding=1),
+                named(
+                    "depthwise_5x5_relu",
+                    (2, 24, 11, 30),
+                    (24, 1, 5, 5),
+                    groups=24,
+                    padding=2,
+                    activation="relu",
+                ),
+                named("depthwise_stride", (2, 19, 13, 33), (19, 1, 3, 3), groups=19, padding=1, stride=2),
+                named("depthwise_multiplier", (2, 16, 13, 13), (32, 1, 3, 3), groups=16, padding=1),
+                named("groups_of_4", (2, 32, 30, 30), (32, 4, 3, 3), groups=8, padding=1),
+                named("groups_of_8_stride", (2, 64, 15, 14), (64, 8, 3, 3), groups=8, padding=1, stride=2),
+                named("groups_of_40", (1, 80, 7, 9), (80, 40, 3, 3), groups=2, padding=1),
+                named(
+                    "groups_dilated_stride",
+                    (1, 32, 19, 23),
+                    (32, 4, 3, 2),
+                    groups=8,
+                    dilation=3,
+                    stride=(2, 3),
+                ),
+                named("even_kernel", (2, 32, 9, 30), (32, 2, 2, 4), groups=16, padding=(1, 3)),
+                named("padding_over_kernel", (1, 16, 4, 4), (16, 1, 2, 2), groups=16, padding=(3, 5)),
+                named("11x11_stride4", (1, 3, 67, 67), (33, 3, 11, 11), stride=4, padding=2),
+                named("empty_batch", (0, 32, 8, 8), (32, 1, 3, 3), groups=32),
+            ),
+        )
+    )
+    small_cases = tuple(
+        map(
+            along_channels,
+            (
+                named("depthwise", (2, 16, 4, 5), (16, 1, 3, 2), groups=16, padding=1),
+                named(
+                    "strided_relu", (1, 16, 5, 4), (16, 2, 3, 3), groups=8, stride=(2, 1), activation="relu"
+                ),
+                named("broadcast", (1, 2, 4, 4), (17, 2, 3, 3), padding=1),
+            ),
+        )
+    )
+    # Planes, which the test sets elements of, are read by broadcasts alone.
+    nonfinite_cases = tuple(
+        pytest.param(case.replace(options={**case.options, "algorithm": "channels"}), id=f"stem_{number}")
+        for number, case in enumerate(
+            (conv((2, 2, 9, 9), (17, 2, 3, 3)), conv((1, 3, 19, 19), (16, 3, 7, 7), stride=2))
+        )
+    )
+    refused = ()
+    threaded = (
+        along_channels(named("", (3, 32, 29, 29), (32, 1, 3, 3), padding=1, groups=32)).values[0],
+        along_channels(named("", (3, 64, 30, 30), (64, 4, 3, 3), padding=1, groups=16, stride=2)).values[0],
+    )
+    exported = along_channels(named("", (3, 16, 9, 9), (16, 2, 3, 3), padding=1, stride=2, groups=8)).values[
+        0
+    ]
+    test_threads_do_not_change_a_bit = OpTester.test_threads_do_not_change_a_bit
+
+
+def along_columns(parameter):
+    case = parameter.values[0]
+    return pytest.param(
+        case.replace(options={**case.options, "algorithm": "planes"}, layouts={"input": "contiguous"}),
+        id=parameter.id,
+    )
+
+
+class TestConv2dPlanes(TestConv2d):
+    """Vectors along the columns of planes that are read in place."""
+
+    cases = tuple(
+        map(
+            along_columns,
+            (
+                named("depthwise", (2, 5, 12, 56), (5, 1, 3, 3), groups=5, padding=1),
+                named(
+                    "depthwise_5x5_relu", (2, 4, 11, 30), (4, 1, 5, 5), groups=4, padding=2, activation="relu"
+                ),
+                named("depthwise_stride", (2, 7, 13, 33), (7, 1, 3, 3), groups=7, padding=1, stride=2),
+                named("depthwise_multiplier", (2, 6, 13, 29), (18, 1, 3, 3), groups=6, padding=1),
+                named("groups_of_4", (2, 8, 30, 57), (8, 4, 3, 3), groups=2, padding=1),
+                named(
+                    "groups_of_8_tanh", (2, 16, 9, 28), (16, 8, 3, 3), groups=2, padding=1, activation="tanh"
+                ),
+                named("groups_stride", (2, 16, 15, 28), (16, 8, 3, 3), groups=2, padding=1, stride=2),
+                named("groups_stride_3", (1, 8, 16, 40), (8, 4, 4, 5), groups=2, padding=(1, 7), stride=3),
+                named(
+                    "groups_dilated", (2, 8, 19, 45), (8, 4, 3, 3), groups=2, padding=(2, 4), dilation=(2, 3)
+                ),
+                named("even_kernel", (2, 8, 9, 50), (8, 2, 2, 4), groups=4, padding=(1, 3)),
+                named("padding_over_kernel", (1, 4, 4, 4), (4, 1, 3, 3), groups=4, padding=(3, 18)),
+                named("dense", (2, 3, 20, 40), (6, 3, 5, 5), padding=2),
+                named("empty_batch", (0, 4, 8, 8), (4, 1, 3, 3), groups=4),
+            ),
+        )
+    )
+    small_cases = tuple(
+        map(
+            along_columns,
+            (
+                named("depthwise", (2, 2, 5, 5), (2, 1, 3, 3), groups=2, padding=1),
+                named("grouped_relu", (1, 4, 5, 4), (4, 2, 3, 3), groups=2, stride=2, activation="relu"),
+            ),
+        )
+    )
+    nonfinite_cases = (
+        along_columns(named("depthwise", (2, 4, 9, 9), (4, 1, 3, 3), groups=4)),
+        along_columns(named("groups_padded", (2, 8, 9, 20), (8, 4, 3, 3), groups=2, padding=1)),
+    )
+    refused = ()
+    threaded = (
+        along_columns(named("", (3, 32, 29, 29), (32, 1, 3, 3), padding=1, groups=32)).values[0],
+        along_columns(named("", (1, 4, 60, 60), (4, 4, 3, 3), padding=1)).values[0],
+    )
+    exported = along_columns(named("", (3, 4, 9, 9), (4, 2, 3, 3), padding=1, groups=2)).values[0]
+    test_threads_do_not_change_a_bit = OpTester.test_threads_do_not_change_a_bit
+
+
 class TestConv2dSamples(OpInfoTester):
     function = "conv2d"

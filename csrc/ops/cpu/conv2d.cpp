@@ -18,11 +18,17 @@ const Conv2dPasses* passes_of(Conv2dAlgorithm algorithm) {
   static constexpr Conv2dPasses kDirect{direct_forward, direct_grad_input, direct_grad_weight};
   static constexpr Conv2dPasses kWinograd{winograd_forward, winograd_grad_input, winograd_grad_weight};
   static constexpr Conv2dPasses kGemm{gemm_forward, gemm_grad_input, gemm_grad_weight};
+  static constexpr Conv2dPasses kChannels{channels_forward, channels_grad_input, channels_grad_weight};
+  static constexpr Conv2dPasses kPlanes{planes_forward, planes_grad_input, planes_grad_weight};
   switch (algorithm) {
     case Conv2dAlgorithm::kWinograd:
       return &kWinograd;
     case Conv2dAlgorithm::kGemm:
       return &kGemm;
+    case Conv2dAlgorithm::kChannels:
+      return &kChannels;
+    case Conv2dAlgorithm::kPlanes:
+      return &kPlanes;
     case Conv2dAlgorithm::kDirect:
       return &kDirect;
     case Conv2dAlgorithm::kImplicitGemm:

@@ -4,13 +4,13 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "../../kernels/conv2d.h"
 #include "../../kernels/cpu/isa.h"
 #include "../dtype.h"
 #include "conv2d_passes.h"
 #include "conv2d_plan.h"
+#include "conv2d_sums.h"
 #include "scratch.h"
 
 namespace d2lfast::cpu {
@@ -144,22 +144,6 @@ void run_direct(const Conv2dShape& shape, const DirectPass& pass) {
                                          memory + grid_size * element, sums_stride);
                      }
                    });
-}
-
-// Sums the chunks' partial results in their order. Returns false where a sum is not finite.
-template <typename A>
-bool sum_chunks(A* partial, int64_t chunks, int64_t size) {
-  std::atomic<bool> finite = true;
-  at::parallel_for(0, size, 16384, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-      const A* from = partial + chunk * size;
-      for (int64_t i = begin; i < end; ++i) partial[i] += from[i];
-    }
-    A zero = 0;
-    for (int64_t i = begin; i < end; ++i) zero += partial[i] * A(0);
-    if (zero != A(0)) finite = false;
-  });
-  return finite;
 }
 
 // Gradients of the weight and the bias by dot products over flat grids. Undefined where a sum is not

@@ -47,4 +47,16 @@ bool gemm_forward(const Conv2dForward& pass);
 bool gemm_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
 bool gemm_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
 
+// Vectors along the channels: grouped and depthwise layers in channels_last, stems in both layouts.
+bool channels_computes(const Conv2dShape& shape, Conv2dPass pass);
+bool channels_forward(const Conv2dForward& pass);
+bool channels_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
+bool channels_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+
+// Vectors along the columns of planes that are read in place: grouped and depthwise layers in NCHW.
+bool planes_computes(const Conv2dShape& shape, Conv2dPass pass);
+bool planes_forward(const Conv2dForward& pass);
+bool planes_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
+bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+
 }  // namespace d2lfast::ops

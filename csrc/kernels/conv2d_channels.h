@@ -1,0 +1,95 @@
+#pragma once
+
+#include <cstdint>
+
+#include "conv2d.h"
+
+namespace d2lfast {
+
+// Convolution with the vectors along the result's channels: grouped and depthwise layers in channels_last,
+// and layers of few input channels (stems) in both layouts.
+//
+// A block is one vector of result channels. Where a block covers whole groups, a source pixel's channels
+// are loaded once and permuted so that each lane meets channel c of its own group; where a block lies
+// inside one group, the source channel is broadcast. Nothing is copied: taps outside of the image are
+// skipped row by row, and read zeros column by column.
+
+enum class ChannelsMode : int { kVertical = 0, kPermuted = 1, kBroadcast = 2 };
+
+struct ChannelsBlock {
+  int64_t channel;  // first result channel; blocks may overlap, in which case they compute equal values
+  int64_t source;   // source channel of the vector that is loaded, or the first channel of the group
+};
+
+// Source elements [N,G*C,H,W] with any strides; but for kBroadcast the channels are adjacent.
+struct ChannelsSource {
+  const void* data;
+  Strides4 strides;
+  int64_t height, width;
+  const void* activated;  // if not null, the forward output: elements are data * activation'(activated)
+  Strides4 activated_strides;
+  Activation activation;
+};
+
+// The part of the result that one set of taps produces: pixels (row + i * row_step, col + j * col_step),
+// which meet the source at (i * step_h + tap_row[k], j * step_w + tap_col[l]).
+struct ChannelsPhase {
+  int64_t row, col, row_step, col_step;
+  int64_t rows, cols;
+  int64_t step_h, step_w;
+  int64_t taps_h, taps_w;
+  const int64_t* tap_row;
+  const int64_t* tap_col;
+  const int64_t* kernel_row;  // positions in the weight
+  const int64_t* kernel_col;
+  void* packed;  // [blocks][taps_h][C][taps_w][lanes] accumulator type
+};
+
+struct Conv2dChannelsParams {
+  ChannelsMode mode;
+  int64_t groups;
+  ChannelsSource source;
+  int64_t source_channels;  // C, of one group
+  int64_t result_channels;  // of all groups
+  const void* weight;       // element (result channel m of group g, c, y, x)
+  int64_t weight_group, weight_result, weight_source, weight_h, weight_w;
+  const void* bias;  // [result_channels] or null, of accumulator type
+  Activation activation;
+  void* result;
+  Strides4 result_strides;  // s.c == 1, or s.w == 1 where tiles are transposed as they are stored
+  int64_t blocks;
+  const ChannelsBlock* block;
+  const int32_t* permutation;  // kPermuted: [blocks][C][lanes] lanes of the vector that is loaded
+  const void* zeros;           // as many as the source's channels
+  int64_t phases;
+  const ChannelsPhase* phase;
+  int64_t band_rows;  // phase rows of a work item
+  bool stream;  // every block of every result pixel is aligned to a vector; to be stored past the caches
+};
+
+// Gradients of the weight and the bias over result rows. The sums are of accumulator type and added to.
+struct Conv2dChannelsWeightParams {
+  Conv2dChannelsParams forward;  // phase 0, blocks, source: of the forward pass
+  const void* gradient;          // [N,M,H',W'] in channels_last
+  Strides4 gradient_strides;
+  const void* activated;  // the forward output, of the gradient's strides, or null
+  Activation activation;
+};
+
+struct Conv2dChannelsKernels {
+  int64_t lanes[kNumDTypes];
+  int64_t most_taps;  // taps_h * taps_w at most
+  void (*pack[kNumDTypes])(const Conv2dChannelsParams& params, int64_t phase, int64_t block);
+  // Rows [band * band_rows, ...) of all phases of one image. `scratch`: where the source is activated, the
+  // rows of it that the band meets, of the tensors' dtype.
+  void (*band[kNumDTypes])(const Conv2dChannelsParams& params, int64_t image, int64_t band, void* scratch);
+};
+
+struct Conv2dChannelsWeightKernels {
+  // Result rows [begin, end) of one image. `partial`: like `packed`, or null; `bias`: [blocks][lanes] or
+  // null. `scratch`: a row of the gradient where it is activated, of the tensors' dtype.
+  void (*weight[kNumDTypes])(const Conv2dChannelsWeightParams& params, int64_t image, int64_t begin,
+                             int64_t end, void* partial, void* bias, void* scratch);
+};
+
+}  // namespace d2lfast

@@ -1,0 +1,205 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "../../kernels/conv2d_planes.h"
+#include "../../kernels/cpu/isa.h"
+#include "../dtype.h"
+#include "conv2d_passes.h"
+#include "conv2d_sums.h"
+#include "scratch.h"
+
+namespace d2lfast::cpu {
+namespace baseline {
+extern const Conv2dPlanesKernels conv2d_planes_kernels;
+}
+namespace avx2 {
+extern const Conv2dPlanesKernels conv2d_planes_kernels;
+}
+namespace avx512 {
+extern const Conv2dPlanesKernels conv2d_planes_kernels;
+}
+}  // namespace d2lfast::cpu
+
+namespace d2lfast::ops {
+
+namespace {
+
+constexpr int64_t kMostTaps = 16;  // of an axis
+
+const Conv2dPlanesKernels& kernels() {
+  return cpu::select_table(cpu::baseline::conv2d_planes_kernels, cpu::avx2::conv2d_planes_kernels,
+                           cpu::avx512::conv2d_planes_kernels);
+}
+
+int64_t accumulator_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+
+int64_t floor_div(int64_t a, int64_t b) { return (a - (((a % b) + b) % b)) / b; }
+
+// Taps and sizes of a pass whose result column x meets source columns x * step + k * dilation - padding.
+struct PlanesSetup {
+  Conv2dPlanesParams params{};
+  std::vector<int64_t> rows;
+  std::vector<PlanesTap> taps;
+
+  PlanesSetup(const at::Tensor& source, const at::Tensor& weight, int64_t groups, int64_t step,
+              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t result_rows, int64_t result_cols) {
+    params.groups = groups;
+    params.source_channels = source.size(1) / groups;
+    params.source = source.const_data_ptr();
+    params.height = source.size(2);
+    params.width = source.size(3);
+    params.step = step;
+    params.part_width = (params.width + step - 1) / step;
+    params.taps_h = weight.size(2);
+    params.taps_w = weight.size(3);
+    for (int64_t k = 0; k < params.taps_h; ++k) rows.push_back(k * dilation[0] - padding[0]);
+    for (int64_t k = 0; k < params.taps_w; ++k) {
+      const int64_t offset = k * dilation[1] - padding[1];
+      const int64_t column = floor_div(offset, step), part = offset - column * step;
+      taps.push_back({column, (params.width - part + step - 1) / step, part * params.part_width});
+    }
+    params.tap_row = rows.data();
+    params.tap = taps.data();
+    params.weight = weight.const_data_ptr();
+    params.result_channels = weight.size(0) / groups;
+    params.rows = result_rows;
+    params.cols = result_cols;
+  }
+};
+
+void run_planes(const Conv2dShape& shape, PlanesSetup& setup, at::Tensor& result) {
+  const Conv2dPlanesKernels& table = kernels();
+  const int dtype = static_cast<int>(shape.dtype);
+  Conv2dPlanesParams& p = setup.params;
+  p.result = result.mutable_data_ptr();
+  p.copied = p.step > 1 || p.activated != nullptr || result.element_size() != accumulator_size(shape.dtype);
+  // Bands only where there are too few groups for the threads; a band reads some rows twice.
+  const int64_t items = shape.batch * p.groups;
+  const int64_t bands =
+      items >= 2 * at::get_num_threads() ? 1 : std::min<int64_t>(p.rows, 2 * at::get_num_threads());
+  const size_t scratch = p.copied ? static_cast<size_t>(p.source_channels * p.height * p.step * p.part_width *
+                                                        accumulator_size(shape.dtype))
+                                  : 0;
+  const int64_t cost = std::max<int64_t>(
+      1, p.result_channels * p.rows * p.cols * p.source_channels * p.taps_h * p.taps_w / bands);
+  at::parallel_for(0, items * bands, std::max<int64_t>(1, (1 << 19) / cost), [&](int64_t begin, int64_t end) {
+    void* memory = scratch > 0 ? thread_scratch(scratch) : nullptr;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t band = i % bands, item = i / bands;
+      table.group[dtype](p, item / p.groups, item % p.groups, p.rows * band / bands,
+                         p.rows * (band + 1) / bands, memory);
+    }
+  });
+}
+
+// [O,C,KH,KW] to the weight of the data gradient, [G*C,M,KH,KW], turned by half a turn.
+at::Tensor turned(const at::Tensor& weight, int64_t groups) {
+  const int64_t m = weight.size(0) / groups, c = weight.size(1);
+  return weight.reshape({groups, m, c, weight.size(2), weight.size(3)})
+      .transpose(1, 2)
+      .flip({3, 4})
+      .reshape({groups * c, m, weight.size(2), weight.size(3)})
+      .contiguous();
+}
+
+at::Tensor widened(const at::Tensor& t) { return t.to(accumulator_type(t.scalar_type())).contiguous(); }
+
+bool same_steps(const Conv2dShape& s) { return s.stride[0] == s.stride[1]; }
+
+}  // namespace
+
+bool planes_computes(const Conv2dShape& s, Conv2dPass pass) {
+  if (s.cuda || s.channels_last || s.kernel_h > kMostTaps || s.kernel_w > kMostTaps) return false;
+  const bool unit_steps = s.stride[0] == 1 && s.stride[1] == 1;
+  switch (pass) {
+    case Conv2dPass::kForward:
+      return same_steps(s);
+    case Conv2dPass::kGradInput:
+      return unit_steps;
+    default:
+      return unit_steps && s.dilation[0] == 1 && s.dilation[1] == 1 && s.groups == s.channels &&
+             s.result_channels == s.channels && kernels().knows_window(s.kernel_h, s.kernel_w);
+  }
+}
+
+bool planes_forward(const Conv2dForward& pass) {
+  const Conv2dShape& s = pass.shape;
+  const at::Tensor input = pass.input.contiguous(), weight = widened(pass.weight);
+  PlanesSetup setup(input, weight, s.groups, s.stride[0], s.padding, s.dilation, s.result_height(),
+                    s.result_width());
+  const at::Tensor bias = pass.bias != nullptr ? widened(*pass.bias) : at::Tensor();
+  if (bias.defined()) setup.params.bias = bias.const_data_ptr();
+  setup.params.activation = pass.activation;
+  run_planes(s, setup, pass.output);
+  return true;
+}
+
+bool planes_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
+  const Conv2dShape& s = pass.shape;
+  const at::Tensor grad = pass.grad_output.contiguous(), weight = widened(turned(pass.weight, s.groups));
+  const int64_t padding[] = {s.dilation[0] * (s.kernel_h - 1) - s.padding[0],
+                             s.dilation[1] * (s.kernel_w - 1) - s.padding[1]};
+  PlanesSetup setup(grad, weight, s.groups, 1, padding, s.dilation, s.height, s.width);
+  const at::Tensor output = pass.output != nullptr ? pass.output->contiguous() : at::Tensor();
+  if (output.defined()) {
+    setup.params.activated = output.const_data_ptr();
+    setup.params.source_activation = pass.activation;
+  }
+  run_planes(s, setup, grad_input);
+  return true;
+}
+
+bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
+  constexpr int64_t kMostChunks = 16;
+  const Conv2dShape& s = pass.shape;
+  const Conv2dPlanesKernels& table = kernels();
+  const int dtype = static_cast<int>(s.dtype);
+  const at::Tensor input = pass.input.contiguous(), grad = pass.grad_output.contiguous();
+  const at::Tensor output = pass.output != nullptr ? pass.output->contiguous() : at::Tensor();
+  const auto options = pass.weight.options().dtype(accumulator_type(pass.weight.scalar_type()));
+  const PlanesSetup setup(input, pass.weight, s.groups, 1, s.padding, s.dilation, s.result_height(),
+                          s.result_width());
+  Conv2dPlanesWeightParams params{};
+  params.forward = setup.params;
+  params.gradient = grad.const_data_ptr();
+  if (output.defined()) {
+    params.activated = output.const_data_ptr();
+    params.activation = pass.activation;
+  }
+  const int64_t window = s.kernel_h * s.kernel_w, chunks = std::clamp<int64_t>(s.batch, 1, kMostChunks);
+  at::Tensor partial = at::zeros({chunks, s.channels, window + 1}, options);
+  char* memory = static_cast<char*>(partial.mutable_data_ptr());
+  const int64_t element = accumulator_size(s.dtype);
+  const size_t scratch =
+      static_cast<size_t>((s.height * s.width + s.result_height() * s.result_width()) * element);
+  const int64_t cost =
+      std::max<int64_t>(1, s.result_height() * s.result_width() * window * ((s.batch + chunks - 1) / chunks));
+  at::parallel_for(
+      0, chunks * s.channels, std::max<int64_t>(1, (1 << 19) / cost), [&](int64_t begin, int64_t end) {
+        void* copies = thread_scratch(scratch);
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t chunk = i / s.channels, channel = i % s.channels;
+          for (int64_t image = s.batch * chunk / chunks; image < s.batch * (chunk + 1) / chunks; ++image) {
+            table.weight[dtype](params, image, channel, memory + i * (window + 1) * element, copies);
+          }
+        }
+      });
+  const int64_t size = s.channels * (window + 1);
+  if (!(s.dtype == DType::kFloat64 ? sum_chunks(reinterpret_cast<double*>(memory), chunks, size)
+                                   : sum_chunks(reinterpret_cast<float*>(memory), chunks, size))) {
+    return false;
+  }
+  const at::Tensor sum = partial.select(0, 0);
+  if (grad_weight != nullptr) {
+    *grad_weight = at::empty_like(pass.weight);
+    grad_weight->copy_(sum.narrow(1, 0, window).reshape(pass.weight.sizes()));
+  }
+  if (grad_bias != nullptr) *grad_bias = sum.select(1, window).to(pass.weight.scalar_type());
+  return true;
+}
+
+}  // namespace d2lfast::ops

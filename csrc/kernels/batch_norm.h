@@ -8,12 +8,15 @@
 namespace d2lfast {
 
 // A matrix of `rows` rows at a distance of `pitch` elements (negative where the rows are taken from the last
-// to the first); every tensor of a call has this shape and pitch. In the plane kernels all of it belongs to
-// one channel (a row is an image's plane) and center, scale, shift, slope and offset point at one value each;
-// in the column kernels they point at [columns] values. They are of accumulator type and owned by the caller.
+// to the first); every tensor of a call has this shape and pitch. In the plane kernels a row is a channel's
+// plane in an image, and center, scale, shift, slope and offset point at the first row's value; row r takes
+// the value `channel_step * r` further (0: all planes are one channel's, as the sums require; 1: planes of an
+// image, one after the other). In the column kernels they point at [columns] values. They are of accumulator
+// type and owned by the caller.
 // `result` may be `input`, `residual` or `gradient`, but may not overlap them otherwise.
 struct BatchNormParams {
   int64_t rows, columns, pitch;
+  int64_t channel_step;
   Activation activation;
   bool stream;  // write past the caches; every row of the results then begins at a cache line
   const void* input;

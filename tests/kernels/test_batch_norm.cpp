@@ -22,17 +22,18 @@ struct Problem {
   DType dtype;
   int64_t rows, columns, pitch;
   Activation activation;
-  bool by_column, residual, grad_residual, mask, reversed;
+  bool by_column, by_row, residual, grad_residual, mask, reversed;
 
   // The last row ends at its last column, not at its pitch.
   int64_t size() const { return (rows - 1) * pitch + columns; }
-  int64_t channels() const { return by_column ? columns : 1; }
+  int64_t channels() const { return by_column ? columns : by_row ? rows : 1; }
 };
 
 Problem draw(Random& random) {
   Problem p{};
   p.dtype = static_cast<DType>(random.between(0, 3));
   p.by_column = random.chance(50);
+  p.by_row = !p.by_column && random.chance(40);
   p.rows = random.chance(10) ? random.between(255, 600) : random.between(1, 9);
   p.columns = !p.by_column && random.chance(3) ? random.between(8000, 9000) : random.between(1, 140);
   p.pitch = p.columns + (random.chance(50) ? 0 : random.between(1, 40));
@@ -40,7 +41,7 @@ Problem draw(Random& random) {
   p.residual = random.chance(40);
   p.grad_residual = random.chance(40);
   p.mask = p.residual || random.chance(30);
-  p.reversed = random.chance(30);
+  p.reversed = !p.by_row && random.chance(30);
   return p;
 }
 
@@ -61,6 +62,7 @@ void test_one(const BatchNormKernels& table, const Problem& p, Random random, co
   BatchNormParams params{};
   params.rows = p.rows;
   params.columns = p.columns;
+  params.channel_step = p.by_row ? 1 : 0;
   params.pitch = p.reversed ? -p.pitch : p.pitch;
   params.mask_pitch = p.reversed ? -mask_pitch : mask_pitch;
   params.activation = p.activation;
@@ -80,7 +82,7 @@ void test_one(const BatchNormKernels& table, const Problem& p, Random random, co
 
   const auto each = [&](const auto& body) {
     for (int64_t i = 0; i < p.rows; ++i) {
-      for (int64_t j = 0; j < p.columns; ++j) body(i * p.pitch + j, p.by_column ? j : 0);
+      for (int64_t j = 0; j < p.columns; ++j) body(i * p.pitch + j, p.by_column ? j : p.by_row ? i : 0);
     }
   };
   const auto expect_sums = [&](const std::vector<double>& expected, const std::string& kind) {
@@ -107,8 +109,11 @@ void test_one(const BatchNormKernels& table, const Problem& p, Random random, co
     expected[static_cast<size_t>(c)] += d;
     expected[static_cast<size_t>(p.channels() + c)] += d * d;
   });
-  (p.by_column ? table.column_moments : table.plane_moments)[dtype](params);
-  expect_sums(expected, "moments");
+  // A call sums one channel's planes.
+  if (!p.by_row) {
+    (p.by_column ? table.column_moments : table.plane_moments)[dtype](params);
+    expect_sums(expected, "moments");
+  }
 
   const auto unwritten = std::vector<double>(static_cast<size_t>(p.size()), NAN);
   std::vector<double> values(unwritten);
@@ -132,8 +137,10 @@ void test_one(const BatchNormKernels& table, const Problem& p, Random random, co
     expected[static_cast<size_t>(c)] += g_of(at);
     expected[static_cast<size_t>(p.channels() + c)] += g_of(at) * (input.get(at) - center.get(c));
   });
-  (p.by_column ? table.column_gradient_sums : table.plane_gradient_sums)[dtype](params);
-  expect_sums(expected, "sums of the gradient");
+  if (!p.by_row) {
+    (p.by_column ? table.column_gradient_sums : table.plane_gradient_sums)[dtype](params);
+    expect_sums(expected, "sums of the gradient");
+  }
 
   std::vector<double> residual_values(unwritten);
   values = unwritten;
@@ -165,8 +172,11 @@ void test_batch_norm(int cases) {
       char text[200];
       std::snprintf(text, sizeof(text), "%s batch_norm case %d %s %lldx%lld pitch %lld %s activation %d%s",
                     all.name(isa), number, name_of(p.dtype), (long long)p.rows, (long long)p.columns,
-                    (long long)p.pitch, p.by_column ? "columns" : "planes", static_cast<int>(p.activation),
-                    p.residual ? " residual" : "");
+                    (long long)p.pitch,
+                    p.by_column ? "columns"
+                    : p.by_row  ? "planes of channels"
+                                : "planes",
+                    static_cast<int>(p.activation), p.residual ? " residual" : "");
       test_one(*all.table[isa], p, random, text);
     }
   }

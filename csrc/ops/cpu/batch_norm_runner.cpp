@@ -90,6 +90,14 @@ BatchNormParams BatchNormRunner::planes(int64_t channel, int64_t begin, int64_t 
   return part(plane * geometry.pixels, plane, end - begin, geometry.pixels, channel, reversed);
 }
 
+BatchNormParams BatchNormRunner::image_planes(int64_t plane, int64_t count) const {
+  BatchNormParams p = part(plane * geometry.pixels, plane, count, geometry.pixels, plane % geometry.channels);
+  p.pitch = geometry.pixels;
+  p.mask_pitch = geometry.mask_pitch();
+  p.channel_step = 1;
+  return p;
+}
+
 void BatchNormRunner::center_plane(int64_t channel) {
   double sums[2];
   BatchNormParams p = planes(channel);
@@ -175,8 +183,11 @@ void BatchNormRunner::elementwise(const BatchNormKernel* plane, const BatchNormK
     });
   } else {
     at::parallel_for(0, g.batch * g.channels, grain_of(g.pixels), [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i)
-        run(plane, planes(i % g.channels, i / g.channels, i / g.channels + 1));
+      for (int64_t i = from; i < to;) {
+        const int64_t count = std::min(to - i, g.channels - i % g.channels);
+        run(plane, image_planes(i, count));
+        i += count;
+      }
     });
   }
 }

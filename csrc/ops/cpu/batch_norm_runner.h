@@ -21,6 +21,8 @@ class BatchNormRunner {
   BatchNormParams planes(int64_t channel, bool reversed = false) const {
     return planes(channel, 0, geometry.batch, reversed);
   }
+  // `count` planes of an image, one after the other: neighbouring channels.
+  BatchNormParams image_planes(int64_t plane, int64_t count) const;
   void run(const BatchNormKernel* kernel, const BatchNormParams& p) const { kernel[dtype_](p); }
 
   // Moments are taken about the mean of a channel's first pixels: the distance to the mean is then a few

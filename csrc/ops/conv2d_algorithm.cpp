@@ -43,8 +43,9 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
   const int64_t width = forward_size ? s.result_width() : s.width;
   const int64_t tiles = s.batch * ((height + 3) / 4) * ((width + 3) / 4);
   const int64_t products = s.channels * s.result_channels, sum = s.channels + s.result_channels;
-  if (pass == Conv2dPass::kGradWeight) return products >= 16 * sum || tiles <= 64;
-  return tiles >= 24 || products < 128 * 128;
+  const int64_t side = std::min(height, width);  // a tile of a smaller plane is mostly padding
+  if (pass == Conv2dPass::kGradWeight) return side >= 2 && (products >= 16 * sum || tiles <= 64);
+  return side >= 3 && (tiles >= 24 || products < 128 * 128);
 }
 
 // ---- gemm ----
@@ -74,11 +75,11 @@ bool direct_float32(const Conv2dShape& s, Conv2dPass pass) {
   switch (pass) {
     case Conv2dPass::kForward:
       if (s.channels_last) return s.channels == 1 && s.result_channels <= 8;
-      return t.dense ? t.group_channels <= 4 || (t.strided && s.kernel_h * s.kernel_w == 1)
-                     : !t.strided && t.pixels >= 400;
+      return t.dense ? t.group_channels <= 4 : !t.strided && t.pixels >= 400;
     case Conv2dPass::kGradInput:
       if (s.channels_last) return t.dense && t.group_channels <= 8;
-      return t.dense ? t.strided || t.group_channels <= 8 : !t.strided && t.pixels >= 400;
+      if (!t.dense) return !t.strided && t.pixels >= 400;
+      return t.group_channels <= 8 || (t.strided && s.channels <= 64 && s.height * s.width >= 576);
     default:
       if (s.channels_last) {
         if (!t.dense) return !t.depthwise && !t.strided;

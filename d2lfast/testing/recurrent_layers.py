@@ -76,6 +76,8 @@ def _operator(name: str) -> Operator:
                 h = (torch.gru_cell if name == "gru_layer" else plain)(x, h, *weights)
             outputs.append(h)
         output = torch.stack(outputs[::-1] if options.get("reverse") else outputs)
+        # Contiguous as torch's layers return them; the cells keep the strides of a transposed state.
+        h, c = h.contiguous(), c.contiguous()
         return (output, h, c) if lstm else (output, h)
 
     def draw(rng: random.Random) -> tuple[dict, dict]:

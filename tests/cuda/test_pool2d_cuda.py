@@ -7,6 +7,7 @@ import torch
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.sanitizer,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 

@@ -161,6 +161,26 @@ class Exact {
   T* data_;
 };
 
+// Rows a distance apart: the gaps between them are NaN, and nothing follows the last.
+struct Matrix {
+  int64_t rows, columns, row;
+  Buffer buffer;
+
+  Matrix(DType dtype, int64_t rows_, int64_t columns_, int64_t gap = 0)
+      : rows(rows_),
+        columns(columns_),
+        row(columns_ + gap),
+        buffer(dtype, rows_ == 0 ? 0 : (rows_ - 1) * row + columns_) {}
+  Matrix& randomise(Random& random, double scale = 1) {
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      buffer.set(i / columns * row + i % columns, scale * random.uniform());
+    }
+    return *this;
+  }
+  double get(int64_t r, int64_t c) const { return buffer.get(r * row + c); }
+  void* from(int64_t r) { return static_cast<char*>(buffer.data()) + r * row * size_of(buffer.dtype()); }
+};
+
 // Element (n, c, h, w) of a contiguous or channels_last tensor.
 struct Image {
   int64_t n, c, h, w;
@@ -221,6 +241,42 @@ inline void expect(bool holds, const std::string& what) {
   std::exit(1);
 }
 
+inline void expect_same(const Buffer& a, const Buffer& b, const std::string& what) {
+  expect(std::memcmp(a.data(), b.data(), static_cast<size_t>(a.size() * size_of(a.dtype()))) == 0,
+         what + ": differs between one call and pieces");
+}
+
+// Calls run(row_begin, row_end, column_begin, column_end) on four parts, as threads would have them.
+template <typename Run>
+void in_pieces(Random& random, int64_t rows, int64_t columns, Run run) {
+  const int64_t row = random.between(0, rows), column = random.between(0, columns);
+  run(row, rows, column, columns);
+  run(0, row, column, columns);
+  run(row, rows, 0, column);
+  run(0, row, 0, column);
+}
+
+// Compares the results of one instruction set after another with what is expected and with each other.
+class Agreement {
+ public:
+  void next_set() { results_.emplace_back(); }
+  void check(const Buffer& result, const std::vector<double>& expected, int64_t additions, double magnitude,
+             const std::string& what) {
+    expect_close(result, expected, additions, magnitude, what);
+    compare(result, additions, magnitude, what);
+  }
+  void compare(const Buffer& result, int64_t additions, double magnitude, const std::string& what) {
+    const size_t number = results_.back().size();
+    for (size_t set = 0; set + 1 < results_.size(); ++set) {
+      expect_close(result, results_[set][number], 2 * additions, magnitude, what + " against another set", 2);
+    }
+    results_.back().push_back(result.values());
+  }
+
+ private:
+  std::vector<std::vector<std::vector<double>>> results_;
+};
+
 // The tables of one family for the instruction sets of this processor, best last.
 template <typename Table>
 struct Tables {
@@ -239,6 +295,8 @@ void test_conv2d_grouped(int cases);
 void test_conv2d_winograd(int cases);
 void test_pool2d(int cases);
 void test_batch_norm(int cases);
+void test_panel_product(int cases);
 void test_recurrent(int cases);
+void test_recurrent_sequence(int cases);
 
 }  // namespace d2lfast::test

@@ -33,6 +33,25 @@ void sweep(BatchNormRunner& run, bool training, bool sums_wanted, bool sweeps, C
     }
     return;
   }
+  const int64_t together = run.channels_together();
+  if (together > 1) {
+    at::parallel_for(0, g.channels, run.grain_of(g.count()), [&](int64_t from, int64_t to) {
+      for (int64_t begin = from; begin < to; begin += together) {
+        const int64_t end = std::min(to, begin + together);
+        for (int64_t c = begin; c < end; ++c) {
+          double sums[2];
+          BatchNormParams p = run.planes(c);
+          p.sums = sums;
+          run.run(table.plane_gradient_sums, p);
+          first[c] = sums[0];
+          second[c] = sums[1];
+          if (training) finish(c);
+        }
+        if (sweeps) run.channels_elementwise(table.plane_gradient, begin, end - begin);
+      }
+    });
+    return;
+  }
   const int64_t block =
       training ? g.batch : std::min(g.batch, std::max<int64_t>(1, kBlockElements / g.pixels));
   at::parallel_for(0, g.channels, run.grain_of(g.count()), [&](int64_t from, int64_t to) {

@@ -50,16 +50,20 @@ void train(BatchNormRunner& run, Statistics& s, DType dtype, double eps, const C
     for (int64_t c = 0; c < g.channels; ++c) finish(c, first[c], second[c]);
     return run.elementwise(run.table.plane_normalize, run.table.column_normalize);
   }
+  const int64_t together = run.channels_together();
   at::parallel_for(0, g.channels, run.grain_of(g.count()), [&](int64_t from, int64_t to) {
-    for (int64_t c = from; c < to; ++c) {
-      run.center_plane(c);
-      double sums[2];
-      BatchNormParams p = run.planes(c);
-      p.sums = sums;
-      run.run(run.table.plane_moments, p);
-      finish(c, sums[0], sums[1]);
+    for (int64_t begin = from; begin < to; begin += together) {
+      const int64_t end = std::min(to, begin + together);
+      for (int64_t c = begin; c < end; ++c) {
+        run.center_plane(c);
+        double sums[2];
+        BatchNormParams p = run.planes(c);
+        p.sums = sums;
+        run.run(run.table.plane_moments, p);
+        finish(c, sums[0], sums[1]);
+      }
       // The planes read last are still in the cache.
-      run.run(run.table.plane_normalize, run.planes(c, true));
+      run.channels_elementwise(run.table.plane_normalize, begin, end - begin);
     }
   });
 }

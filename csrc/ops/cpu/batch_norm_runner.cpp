@@ -172,6 +172,20 @@ void BatchNormRunner::column_sums(const BatchNormKernel* kernel, ChannelValues& 
   }
 }
 
+int64_t BatchNormRunner::channels_together() const {
+  constexpr int64_t kCachedElements = 32768, kRunElements = 1024;
+  const int64_t channels = kCachedElements / geometry.count();
+  return channels * geometry.pixels >= kRunElements ? channels : 1;
+}
+
+void BatchNormRunner::channels_elementwise(const BatchNormKernel* kernel, int64_t channel,
+                                           int64_t count) const {
+  if (count == 1) return run(kernel, planes(channel, true));
+  for (int64_t image = geometry.batch - 1; image >= 0; --image) {
+    run(kernel, image_planes(image * geometry.channels + channel, count));
+  }
+}
+
 void BatchNormRunner::elementwise(const BatchNormKernel* plane, const BatchNormKernel* column) const {
   const auto& g = geometry;
   if (g.columns) {

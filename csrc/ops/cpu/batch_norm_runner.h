@@ -39,6 +39,12 @@ class BatchNormRunner {
   // the sweep before it left in the caches comes first.
   void elementwise(const BatchNormKernel* plane, const BatchNormKernel* column) const;
 
+  // Channels whose sums are taken before the elementwise sweep over them: several where that makes the runs
+  // of small planes in an image long, and everything stays in the caches.
+  int64_t channels_together() const;
+  // An elementwise kernel over so many channels, from what a sweep read last to what it read first.
+  void channels_elementwise(const BatchNormKernel* kernel, int64_t channel, int64_t count) const;
+
   // Elements worth a thread, in items of so many.
   static int64_t grain_of(int64_t elements_per_item);
 

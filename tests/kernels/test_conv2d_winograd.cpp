@@ -5,13 +5,13 @@
 
 namespace d2lfast::cpu {
 namespace baseline {
-extern const WinogradKernels winograd_kernels;
+extern const WinogradKernels conv2d_winograd_kernels;
 }
 namespace avx2 {
-extern const WinogradKernels winograd_kernels;
+extern const WinogradKernels conv2d_winograd_kernels;
 }
 namespace avx512 {
-extern const WinogradKernels winograd_kernels;
+extern const WinogradKernels conv2d_winograd_kernels;
 }
 }  // namespace d2lfast::cpu
 
@@ -211,7 +211,7 @@ std::string describe(const Problem& p, int64_t number) {
 
 void test_conv2d_winograd(int cases) {
   const auto all =
-      tables(cpu::baseline::winograd_kernels, cpu::avx2::winograd_kernels, cpu::avx512::winograd_kernels);
+      tables(cpu::baseline::conv2d_winograd_kernels, cpu::avx2::conv2d_winograd_kernels, cpu::avx512::conv2d_winograd_kernels);
   for (int number = 0; number < cases; ++number) {
     Random random(static_cast<uint64_t>(number));
     const Problem p = draw(random);

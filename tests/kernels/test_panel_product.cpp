@@ -5,13 +5,13 @@
 
 namespace d2lfast::cpu {
 namespace baseline {
-extern const PanelKernels panel_kernels;
+extern const PanelKernels panel_product_kernels;
 }
 namespace avx2 {
-extern const PanelKernels panel_kernels;
+extern const PanelKernels panel_product_kernels;
 }
 namespace avx512 {
-extern const PanelKernels panel_kernels;
+extern const PanelKernels panel_product_kernels;
 }
 }  // namespace d2lfast::cpu
 
@@ -218,7 +218,7 @@ Problem draw(Random& random) {
 }  // namespace
 
 void test_panel_product(int cases) {
-  const auto all = tables(cpu::baseline::panel_kernels, cpu::avx2::panel_kernels, cpu::avx512::panel_kernels);
+  const auto all = tables(cpu::baseline::panel_product_kernels, cpu::avx2::panel_product_kernels, cpu::avx512::panel_product_kernels);
   for (int number = 0; number < cases; ++number) {
     Random random(static_cast<uint64_t>(number));
     const Problem p = draw(random);

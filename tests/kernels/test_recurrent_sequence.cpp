@@ -4,15 +4,15 @@
 
 namespace d2lfast::cpu {
 namespace baseline {
-extern const PanelKernels panel_kernels;
+extern const PanelKernels panel_product_kernels;
 extern const RecurrentSequenceKernels recurrent_sequence_kernels;
 }  // namespace baseline
 namespace avx2 {
-extern const PanelKernels panel_kernels;
+extern const PanelKernels panel_product_kernels;
 extern const RecurrentSequenceKernels recurrent_sequence_kernels;
 }  // namespace avx2
 namespace avx512 {
-extern const PanelKernels panel_kernels;
+extern const PanelKernels panel_product_kernels;
 extern const RecurrentSequenceKernels recurrent_sequence_kernels;
 }  // namespace avx512
 }  // namespace d2lfast::cpu
@@ -338,7 +338,7 @@ void test_recurrent_sequence(int cases) {
   const auto all = tables(cpu::baseline::recurrent_sequence_kernels, cpu::avx2::recurrent_sequence_kernels,
                           cpu::avx512::recurrent_sequence_kernels);
   const auto panels =
-      tables(cpu::baseline::panel_kernels, cpu::avx2::panel_kernels, cpu::avx512::panel_kernels);
+      tables(cpu::baseline::panel_product_kernels, cpu::avx2::panel_product_kernels, cpu::avx512::panel_product_kernels);
   for (int number = 0; number < cases; ++number) {
     Random random(static_cast<uint64_t>(number));
     const SequenceProblem p = draw_sequence(random);

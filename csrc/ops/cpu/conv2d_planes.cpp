@@ -198,7 +198,9 @@ bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at:
     *grad_weight = at::empty_like(pass.weight);
     grad_weight->copy_(sum.narrow(1, 0, window).reshape(pass.weight.sizes()));
   }
-  if (grad_bias != nullptr) *grad_bias = sum.select(1, window).to(pass.weight.scalar_type());
+  if (grad_bias != nullptr) {
+    *grad_bias = sum.select(1, window).to(pass.weight.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
+  }
   return true;
 }
 

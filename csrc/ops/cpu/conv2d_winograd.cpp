@@ -15,13 +15,13 @@
 
 namespace d2lfast::cpu {
 namespace baseline {
-extern const WinogradKernels winograd_kernels;
+extern const WinogradKernels conv2d_winograd_kernels;
 }
 namespace avx2 {
-extern const WinogradKernels winograd_kernels;
+extern const WinogradKernels conv2d_winograd_kernels;
 }
 namespace avx512 {
-extern const WinogradKernels winograd_kernels;
+extern const WinogradKernels conv2d_winograd_kernels;
 }
 }  // namespace d2lfast::cpu
 
@@ -34,8 +34,8 @@ constexpr int64_t kFloat = sizeof(float);
 constexpr int64_t kLongestStrip = 48;
 
 const WinogradKernels& kernels() {
-  return cpu::select_table(cpu::baseline::winograd_kernels, cpu::avx2::winograd_kernels,
-                           cpu::avx512::winograd_kernels);
+  return cpu::select_table(cpu::baseline::conv2d_winograd_kernels, cpu::avx2::conv2d_winograd_kernels,
+                           cpu::avx512::conv2d_winograd_kernels);
 }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -43,7 +43,7 @@ bool has_shape(const Tensor& tensor, std::initializer_list<int64_t> shape) {
 // result [rows,columns] = x [rows,inner] w [columns,inner]^T
 void product(int type, const void* x, const Tensor& w, int64_t rows, void* result) {
   const int64_t columns = w.size(0), inner = w.size(1);
-  auto* kernel = panel_kernels().row_products[type];
+  auto* kernel = panel_product_kernels().row_products[type];
   const void* weight = w.const_data_ptr();
   constexpr int64_t kColumns = 32, kLeast = 1 << 16;
   if (columns * inner <= kLeast) {

@@ -10,15 +10,15 @@
 
 namespace d2lfast::cpu {
 namespace baseline {
-extern const PanelKernels panel_kernels;
+extern const PanelKernels panel_product_kernels;
 extern const RecurrentSequenceKernels recurrent_sequence_kernels;
 }  // namespace baseline
 namespace avx2 {
-extern const PanelKernels panel_kernels;
+extern const PanelKernels panel_product_kernels;
 extern const RecurrentSequenceKernels recurrent_sequence_kernels;
 }  // namespace avx2
 namespace avx512 {
-extern const PanelKernels panel_kernels;
+extern const PanelKernels panel_product_kernels;
 extern const RecurrentSequenceKernels recurrent_sequence_kernels;
 }  // namespace avx512
 }  // namespace d2lfast::cpu
@@ -27,9 +27,9 @@ namespace d2lfast::ops {
 
 using at::Tensor;
 
-const PanelKernels& panel_kernels() {
-  return cpu::select_table(cpu::baseline::panel_kernels, cpu::avx2::panel_kernels,
-                           cpu::avx512::panel_kernels);
+const PanelKernels& panel_product_kernels() {
+  return cpu::select_table(cpu::baseline::panel_product_kernels, cpu::avx2::panel_product_kernels,
+                           cpu::avx512::panel_product_kernels);
 }
 
 const RecurrentSequenceKernels& recurrent_sequence_kernels() {
@@ -127,7 +127,7 @@ RecurrentLayer describe_recurrent_layer(const Tensor& input, const std::optional
   TORCH_CHECK(!projected || layer.mode == RecurrentMode::kLSTM, "only an LSTM has a projection");
   layer.compute = accumulator_type(hx.scalar_type());
   layer.type = kernel_dtype(hx, "d2lfast::_recurrent_layer") == DType::kFloat64 ? 0 : 1;
-  layer.lanes = panel_kernels().lanes[layer.type];
+  layer.lanes = panel_product_kernels().lanes[layer.type];
   const size_t each = 2 + (bias ? 2 : 0) + (projected ? 1 : 0);
   TORCH_CHECK(weights.size() == each || weights.size() == 2 * each, "expected ", each, " weights a direction",
               ", but got ", weights.size());
@@ -209,7 +209,7 @@ bool finite(const Tensor& tensor) {
 
 void threaded_product(const RecurrentLayer& layer, const PanelProduct& product, int64_t rows) {
   if (rows == 0) return;
-  auto* kernel = panel_kernels().product[layer.type];
+  auto* kernel = panel_product_kernels().product[layer.type];
   constexpr int64_t kChunk = 192;
   const int64_t panels = layer.panels(product.columns), chunks = (rows + kChunk - 1) / kChunk;
   const int64_t cost = std::max<int64_t>(1, std::min(rows, kChunk) * product.inner * kPanelVectors);
@@ -236,7 +236,7 @@ void threaded_pack_rows(const RecurrentLayer& layer, const Tensor& matrix, int64
   const int64_t grain =
       std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, params.inner * 4 * layer.lanes));
   at::parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
-    panel_kernels().pack_rows[layer.type](params, begin, end);
+    panel_product_kernels().pack_rows[layer.type](params, begin, end);
   });
 }
 

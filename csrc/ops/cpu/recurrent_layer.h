@@ -15,7 +15,7 @@
 
 namespace d2lfast::ops {
 
-const PanelKernels& panel_kernels();
+const PanelKernels& panel_product_kernels();
 const RecurrentSequenceKernels& recurrent_sequence_kernels();
 
 D2LFAST_VISIBLE RecurrentMode recurrent_mode(std::string_view name);

@@ -256,7 +256,7 @@ class RecurrentBackward {
   }
 
   void all_panels(const PanelProduct& p, int64_t begin, int64_t end) const {
-    panel_kernels().product[l_.type](p, begin, end, 0, l_.panels(p.columns));
+    panel_product_kernels().product[l_.type](p, begin, end, 0, l_.panels(p.columns));
   }
 
   // Packs the state before step t, rows [begin, end), as rows from `first` on of panels of `total` rows.
@@ -273,14 +273,14 @@ class RecurrentBackward {
       p.first = first;
       p.matrix = d.y.at(state.from) + begin * d.y.row * bytes();
       p.matrix_row = d.y.row;
-      panel_kernels().pack_rows[l_.type](p, panel_begin, panel_end);
+      panel_product_kernels().pack_rows[l_.type](p, panel_begin, panel_end);
     }
     if (split < end) {
       p.inner = end - split;
       p.first = first + split - begin;
       p.matrix = d.h_0 + split * l_.state * bytes();
       p.matrix_row = l_.state;
-      panel_kernels().pack_rows[l_.type](p, panel_begin, panel_end);
+      panel_product_kernels().pack_rows[l_.type](p, panel_begin, panel_end);
     }
   }
 
@@ -331,7 +331,7 @@ class RecurrentBackward {
     });
     total_ = at::zeros({l_.directions, size}, l_.options());
     for (int64_t d = 0; want_weights_ && d < l_.directions; ++d) {
-      panel_kernels().add_rows[l_.type](offset(sums, d * blocks * size), size, blocks, size,
+      panel_product_kernels().add_rows[l_.type](offset(sums, d * blocks * size), size, blocks, size,
                                         offset(total_, d * size));
     }
   }
@@ -374,7 +374,7 @@ class RecurrentBackward {
       if (sums == nullptr) continue;
       pack_state(d, t, begin, stop, 0, count, state_panels, 0, l_.panels(l_.state));
       add_weight(gradients, count, state_panels, l_.state, parts_hh_, sums + sums_.w_hh * bytes());
-      panel_kernels().add_rows[l_.type](gradients, width, count, width, sums + sums_.bias * bytes());
+      panel_product_kernels().add_rows[l_.type](gradients, width, count, width, sums + sums_.bias * bytes());
       add_input_weight(t, begin, count, gradients, ones, input_panels, sums);
     }
   }
@@ -384,10 +384,10 @@ class RecurrentBackward {
     const char* x = l_.tokens ? nullptr : x_.at(t) + begin * x_.row * bytes();
     const int64_t* places =
         l_.tokens ? input_.const_data_ptr<int64_t>() + l_.offsets[static_cast<size_t>(t)] + begin
-        : one_hot_ && panel_kernels().find_ones[l_.type](x, x_.row, count, l_.inputs, ones) ? ones
+        : one_hot_ && panel_product_kernels().find_ones[l_.type](x, x_.row, count, l_.inputs, ones) ? ones
                                                                                             : nullptr;
     if (places != nullptr) {
-      return panel_kernels().scatter_rows[l_.type](gradients, l_.gradients(), count, l_.gradients(), places,
+      return panel_product_kernels().scatter_rows[l_.type](gradients, l_.gradients(), count, l_.gradients(), places,
                                                    sums + sums_.table * bytes());
     }
     PackRows pack{};
@@ -396,7 +396,7 @@ class RecurrentBackward {
     pack.matrix = x;
     pack.matrix_row = x_.row;
     pack.packed = panels;
-    panel_kernels().pack_rows[l_.type](pack, 0, l_.panels(l_.inputs));
+    panel_product_kernels().pack_rows[l_.type](pack, 0, l_.panels(l_.inputs));
     add_weight(gradients, count, panels, l_.inputs, parts_ih_, sums + sums_.w_ih * bytes());
   }
 

@@ -62,7 +62,7 @@ void RecurrentBackward::project(const BackwardDirection& d, int64_t t, int64_t b
   pack.matrix = hidden;
   pack.matrix_row = l_.hidden;
   pack.packed = panels;
-  panel_kernels().pack_rows[l_.type](pack, 0, l_.panels(l_.hidden));
+  panel_product_kernels().pack_rows[l_.type](pack, 0, l_.panels(l_.hidden));
   PanelProduct p{};
   p.inner = p.b_total = end - begin;
   p.columns = p.c_row = l_.hidden;
@@ -156,7 +156,7 @@ void RecurrentBackward::run_large(int64_t block) {
           const BackwardDirection& d = directions_[static_cast<size_t>(index)];
           const int64_t t = time(d, s);
           const PanelProduct p = state_product(d, own_rows(gradients, index, width).at(t));
-          panel_kernels().product[l_.type](p, 0, l_.counts[static_cast<size_t>(t)], panel, panel + 1);
+          panel_product_kernels().product[l_.type](p, 0, l_.counts[static_cast<size_t>(t)], panel, panel + 1);
         }
       });
     }
@@ -183,8 +183,8 @@ void RecurrentBackward::large_weight_gradients(const Tensor& gradients, const Te
     const Tensor x = input_.contiguous().view({l_.rows, l_.inputs});
     if (l_.inputs >= 8) {
       ones = at::empty({l_.rows}, at::kLong);
-      one_hot_ = panel_kernels().find_ones[l_.type](x.const_data_ptr(), l_.inputs, l_.rows, l_.inputs,
-                                                    ones.mutable_data_ptr<int64_t>());
+      one_hot_ = panel_product_kernels().find_ones[l_.type](x.const_data_ptr(), l_.inputs, l_.rows, l_.inputs,
+                                                            ones.mutable_data_ptr<int64_t>());
     }
     if (!one_hot_) {
       x_panels = at::empty({l_.rows * l_.padded(l_.inputs)}, l_.options());
@@ -213,13 +213,13 @@ void RecurrentBackward::large_weight_gradients(const Tensor& gradients, const Te
     at::parallel_for(0, (width + chunk - 1) / chunk, 1, [&](int64_t first, int64_t last) {
       const int64_t begin = first * chunk, count = std::min(last * chunk, width) - begin;
       const char* columns = from + begin * bytes();
-      panel_kernels().add_rows[l_.type](columns, width, l_.rows, count,
-                                        sums + (sums_.bias + begin) * bytes());
+      panel_product_kernels().add_rows[l_.type](columns, width, l_.rows, count,
+                                                sums + (sums_.bias + begin) * bytes());
     });
     if (one_hot_) {
       // All of the columns: the rows of the table are as wide as the gradients.
-      panel_kernels().scatter_rows[l_.type](from, width, l_.rows, width, ones.const_data_ptr<int64_t>(),
-                                            sums + sums_.table * bytes());
+      panel_product_kernels().scatter_rows[l_.type](
+          from, width, l_.rows, width, ones.const_data_ptr<int64_t>(), sums + sums_.table * bytes());
     }
     if (l_.projected) {
       Tensor panels = at::empty({l_.rows * l_.padded(l_.hidden)}, l_.options());

@@ -146,8 +146,8 @@ class Forward {
     bool one_hot = l_.tokens;
     if (!l_.tokens && l_.inputs >= 8) {
       ones = at::empty({l_.rows}, at::kLong);
-      one_hot = panel_kernels().find_ones[l_.type](x.const_data_ptr(), l_.inputs, l_.rows, l_.inputs,
-                                                   ones.mutable_data_ptr<int64_t>());
+      one_hot = panel_product_kernels().find_ones[l_.type](x.const_data_ptr(), l_.inputs, l_.rows, l_.inputs,
+                                                           ones.mutable_data_ptr<int64_t>());
     }
     if (l_.tokens) ones = x.view({-1});
     for (size_t d = 0; d < directions_.size(); ++d) {
@@ -258,7 +258,7 @@ class Forward {
       }
       step(d, p, t, begin, stop, 0, panels);
       if (l_.projected) {
-        panel_kernels().product[l_.type](projection(d, p.y, t), begin, stop, 0, l_.panels(l_.state));
+        panel_product_kernels().product[l_.type](projection(d, p.y, t), begin, stop, 0, l_.panels(l_.state));
       }
     }
   }
@@ -266,8 +266,9 @@ class Forward {
   void set_ones(RecurrentStep& p, int64_t t, int64_t begin, int64_t end, int64_t* ones) const {
     if (l_.tokens) {
       p.ones = tokens_at(t);
-    } else if (panel_kernels().find_ones[l_.type](static_cast<const char*>(p.x) + begin * p.x_row * bytes(),
-                                                  p.x_row, end - begin, l_.inputs, ones)) {
+    } else if (panel_product_kernels().find_ones[l_.type](
+                   static_cast<const char*>(p.x) + begin * p.x_row * bytes(), p.x_row, end - begin, l_.inputs,
+                   ones)) {
       p.ones = ones - begin;
     }
   }

@@ -210,8 +210,8 @@ std::string describe(const Problem& p, int64_t number) {
 }  // namespace
 
 void test_conv2d_winograd(int cases) {
-  const auto all =
-      tables(cpu::baseline::conv2d_winograd_kernels, cpu::avx2::conv2d_winograd_kernels, cpu::avx512::conv2d_winograd_kernels);
+  const auto all = tables(cpu::baseline::conv2d_winograd_kernels, cpu::avx2::conv2d_winograd_kernels,
+                          cpu::avx512::conv2d_winograd_kernels);
   for (int number = 0; number < cases; ++number) {
     Random random(static_cast<uint64_t>(number));
     const Problem p = draw(random);

@@ -218,7 +218,8 @@ Problem draw(Random& random) {
 }  // namespace
 
 void test_panel_product(int cases) {
-  const auto all = tables(cpu::baseline::panel_product_kernels, cpu::avx2::panel_product_kernels, cpu::avx512::panel_product_kernels);
+  const auto all = tables(cpu::baseline::panel_product_kernels, cpu::avx2::panel_product_kernels,
+                          cpu::avx512::panel_product_kernels);
   for (int number = 0; number < cases; ++number) {
     Random random(static_cast<uint64_t>(number));
     const Problem p = draw(random);

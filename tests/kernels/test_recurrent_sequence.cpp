@@ -337,8 +337,8 @@ class Sequence {
 void test_recurrent_sequence(int cases) {
   const auto all = tables(cpu::baseline::recurrent_sequence_kernels, cpu::avx2::recurrent_sequence_kernels,
                           cpu::avx512::recurrent_sequence_kernels);
-  const auto panels =
-      tables(cpu::baseline::panel_product_kernels, cpu::avx2::panel_product_kernels, cpu::avx512::panel_product_kernels);
+  const auto panels = tables(cpu::baseline::panel_product_kernels, cpu::avx2::panel_product_kernels,
+                             cpu::avx512::panel_product_kernels);
   for (int number = 0; number < cases; ++number) {
     Random random(static_cast<uint64_t>(number));
     const SequenceProblem p = draw_sequence(random);

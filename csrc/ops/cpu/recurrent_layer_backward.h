@@ -332,7 +332,7 @@ class RecurrentBackward {
     total_ = at::zeros({l_.directions, size}, l_.options());
     for (int64_t d = 0; want_weights_ && d < l_.directions; ++d) {
       panel_product_kernels().add_rows[l_.type](offset(sums, d * blocks * size), size, blocks, size,
-                                        offset(total_, d * size));
+                                                offset(total_, d * size));
     }
   }
 
@@ -385,10 +385,10 @@ class RecurrentBackward {
     const int64_t* places =
         l_.tokens ? input_.const_data_ptr<int64_t>() + l_.offsets[static_cast<size_t>(t)] + begin
         : one_hot_ && panel_product_kernels().find_ones[l_.type](x, x_.row, count, l_.inputs, ones) ? ones
-                                                                                            : nullptr;
+                                                                                                    : nullptr;
     if (places != nullptr) {
-      return panel_product_kernels().scatter_rows[l_.type](gradients, l_.gradients(), count, l_.gradients(), places,
-                                                   sums + sums_.table * bytes());
+      return panel_product_kernels().scatter_rows[l_.type](gradients, l_.gradients(), count, l_.gradients(),
+                                                           places, sums + sums_.table * bytes());
     }
     PackRows pack{};
     pack.inner = pack.total = count;

@@ -21,7 +21,8 @@ struct ChannelsBlock {
   int64_t source;   // source channel of the vector that is loaded, or the first channel of the group
 };
 
-// Source elements [N,G*C,H,W] with any strides; but for kBroadcast the channels are adjacent.
+// Source elements [N,G*C,H,W] with any strides; the channels are adjacent where they are loaded as vectors
+// or go through an activation.
 struct ChannelsSource {
   const void* data;
   Strides4 strides;
@@ -60,7 +61,7 @@ struct Conv2dChannelsParams {
   int64_t blocks;
   const ChannelsBlock* block;
   const int32_t* permutation;  // kPermuted: [blocks][C][lanes] lanes of the vector that is loaded
-  const void* zeros;           // as many as the source's channels
+  const void* zeros;           // of accumulator type, as many as the source's channels
   int64_t phases;
   const ChannelsPhase* phase;
   int64_t band_rows;  // phase rows of a work item
@@ -80,14 +81,15 @@ struct Conv2dChannelsKernels {
   int64_t lanes[kNumDTypes];
   int64_t most_taps;  // taps_h * taps_w at most
   void (*pack[kNumDTypes])(const Conv2dChannelsParams& params, int64_t phase, int64_t block);
-  // Rows [band * band_rows, ...) of all phases of one image. `scratch`: where the source is activated, the
-  // rows of it that the band meets, of the tensors' dtype.
+  // Rows [band * band_rows, ...) of all phases of one image. `scratch`: where the source is activated or of
+  // 16 bits, the rows of it that the band meets, of accumulator type.
   void (*band[kNumDTypes])(const Conv2dChannelsParams& params, int64_t image, int64_t band, void* scratch);
 };
 
 struct Conv2dChannelsWeightKernels {
   // Result rows [begin, end) of one image. `partial`: like `packed`, or null; `bias`: [blocks][lanes] or
-  // null. `scratch`: a row of the gradient where it is activated, of the tensors' dtype.
+  // null. `scratch`: a row of the gradient where it is activated or of 16 bits, and where it is of 16 bits as
+  // many rows of the source as a result row spans, of accumulator type.
   void (*weight[kNumDTypes])(const Conv2dChannelsWeightParams& params, int64_t image, int64_t begin,
                              int64_t end, void* partial, void* bias, void* scratch);
 };

@@ -113,14 +113,7 @@ Expected naive(const Problem& p, const Data& d) {
   return e;
 }
 
-// The source's derivative is rounded to its type on the way in channels_last.
-int64_t additions_of(const Problem& p) {
-  const int64_t terms = p.sources() * p.kernel * p.kernel;
-  const bool rounded = p.derived != Activation::kNone && p.input.channels_last;
-  return rounded ? static_cast<int64_t>(static_cast<double>(terms) * unit_roundoff(p.dtype) /
-                                        unit_roundoff(accumulator_of(p.dtype)))
-                 : terms;
-}
+int64_t additions_of(const Problem& p) { return p.sources() * p.kernel * p.kernel; }
 
 void run_planes(const Conv2dPlanesKernels& table, const Problem& p, const Data& d, const Expected& e,
                 const std::string& what) {
@@ -222,7 +215,7 @@ void run_channels(const Conv2dChannelsKernels& table, const Conv2dChannelsWeight
   params.blocks = static_cast<int64_t>(blocks.size());
   params.block = blocks.data();
   params.permutation = permutation.data();
-  Buffer zeros(p.dtype, p.input.c + lanes);
+  Buffer zeros(accumulator_of(p.dtype), p.input.c + lanes);
   zeros.fill(0);
   params.zeros = zeros.data();
   std::vector<int64_t> taps, kernel;
@@ -235,7 +228,7 @@ void run_channels(const Conv2dChannelsKernels& table, const Conv2dChannelsWeight
   params.phase = &phase;
   params.band_rows = std::max<int64_t>(1, p.output.h / 2);
   for (int64_t b = 0; b < params.blocks; ++b) table.pack[dtype](params, 0, b);
-  Buffer scratch(p.dtype, p.input.c * p.input.h * p.input.w);
+  Buffer scratch(accumulator_of(p.dtype), p.input.c * p.input.h * p.input.w);
   for (int64_t n = 0; n < p.input.n; ++n) {
     for (int64_t band = 0; band * params.band_rows < p.output.h; ++band) {
       table.band[dtype](params, n, band, scratch.data());
@@ -248,10 +241,12 @@ void run_channels(const Conv2dChannelsKernels& table, const Conv2dChannelsWeight
   weight.gradient_strides = strides_of(p.output);
   Buffer partial(accumulator_of(p.dtype), packed.size()),
       bias(accumulator_of(p.dtype), params.blocks * lanes);
+  const int64_t span = (p.kernel - 1) * p.dilation + 1;
+  Buffer lines(accumulator_of(p.dtype), p.output.c * p.output.w + span * p.input.w * p.input.c);
   partial.fill(0);
   bias.fill(0);
   for (int64_t n = 0; n < p.input.n; ++n) {
-    weight_table.weight[dtype](weight, n, 0, p.output.h, partial.data(), bias.data(), nullptr);
+    weight_table.weight[dtype](weight, n, 0, p.output.h, partial.data(), bias.data(), lines.data());
   }
   Buffer grad_weight(accumulator_of(p.dtype), p.weights()), grad_bias(accumulator_of(p.dtype), p.output.c);
   for (int64_t i = 0; i < partial.size(); ++i) {

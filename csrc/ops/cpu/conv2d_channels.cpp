@@ -141,7 +141,7 @@ struct ChannelsSetup {
     params.blocks = static_cast<int64_t>(plan.blocks.size());
     params.block = plan.blocks.data();
     params.permutation = plan.permutation.data();
-    zeros = at::zeros({(pass.source.size(1) - 1) * params.source.strides.c + lanes}, pass.source.options());
+    zeros = at::zeros({pass.source.size(1) * std::max<int64_t>(1, params.source.strides.c) + lanes}, options);
     params.zeros = zeros.const_data_ptr();
     for (size_t r = 0; r < pass.rows.taps.size(); ++r) row_taps.emplace_back(pass.rows, r);
     for (size_t c = 0; c < pass.cols.taps.size(); ++c) col_taps.emplace_back(pass.cols, c);
@@ -208,7 +208,7 @@ void run_channels(const Conv2dShape& shape, const ChannelsPass& pass, const at::
                        table.pack[dtype](params, i / params.blocks, i % params.blocks);
                      }
                    });
-  // A band's source rows, derived through an activation, should stay in the second-level cache.
+  // A band's source rows, where they are copied, should stay in the second-level cache.
   const int64_t row = pass.source.size(1) * pass.source.size(3);
   const int64_t rows = pass.rows.extent;
   params.band_rows = std::clamp<int64_t>((int64_t{1} << 17) / std::max<int64_t>(1, row), 1, rows);
@@ -218,8 +218,9 @@ void run_channels(const Conv2dShape& shape, const ChannelsPass& pass, const at::
   const int64_t bands = (rows + params.band_rows - 1) / params.band_rows;
   const int64_t source_rows = params.band_rows * pass.rows.step + pass.rows.reach * pass.rows.step + 1;
   const size_t scratch =
-      pass.activated != nullptr
-          ? static_cast<size_t>(std::min(source_rows, pass.source.size(2)) * row) * pass.source.element_size()
+      pass.activated != nullptr || pass.source.element_size() != packed_element(shape.dtype)
+          ? static_cast<size_t>(std::min(source_rows, pass.source.size(2)) * row *
+                                packed_element(shape.dtype))
           : 0;
   const int64_t cost = std::max<int64_t>(1, result.numel() / (shape.batch * bands)) * params.source_channels *
                        shape.kernel_h * shape.kernel_w;
@@ -350,7 +351,9 @@ bool channels_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, a
       std::clamp<int64_t>(std::min(rows, kMostPartialElements / std::max<int64_t>(1, size)), 1, kMostChunks);
   at::Tensor partial = at::zeros({chunks, size}, setup.packed.options());
   char* memory = static_cast<char*>(partial.mutable_data_ptr());
-  const size_t scratch = static_cast<size_t>(s.result_channels * s.result_width()) * input.element_size();
+  const int64_t ring =
+      input.element_size() == element ? 0 : (s.dilation[0] * (s.kernel_h - 1) + 1) * s.width * s.channels;
+  const size_t scratch = static_cast<size_t>((s.result_channels * s.result_width() + ring) * element);
   at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     void* line = thread_scratch(scratch);
     for (int64_t chunk = begin; chunk < end; ++chunk) {

@@ -121,6 +121,21 @@ class LayerTester(OpTester):
         assert theirs.isnan().any()
         assert torch.equal(ours.isnan(), theirs.isnan())
 
+    @pytest.mark.parametrize("hidden", [150, 600])
+    def test_threads_split_the_rows_or_the_units(self, hidden):
+        """By the size of the recurrent weight; weights as of a trained layer, whose errors do not grow."""
+        t = scaled(type(self).case(4, 30, 40, hidden))
+        exact = {n: None if x is None else x.double().requires_grad_() for n, x in t.items()}
+        names = [n for n, x in t.items() if x is not None]
+        for n in names:
+            t[n].requires_grad_()
+        outputs, wanted = self.entry.ours(t, {}), self.entry.native(exact, {})
+        grad = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1))
+        found = torch.autograd.grad(outputs[0], [t[n] for n in names], grad)
+        expected = torch.autograd.grad(wanted[0], [exact[n] for n in names], grad.double())
+        for a, b in zip((*outputs, *found), (*wanted, *expected), strict=True):
+            assert (a.double() - b).norm() < 3e-6 * b.norm()
+
     def test_tokens_out_of_range(self):
         t = inputs_of(type(self).case(2, 3, 4, 5))
         for value in (-1, 4):
@@ -187,7 +202,13 @@ class TestRNNLayer(LayerTester):
     small_cases = (*small(named), named("relu", 3, 2, 4, 3, nonlinearity="relu"))
     nonfinite_cases = (named("tanh", 3, 3, 4, 5), named("relu", 3, 3, 4, 5, nonlinearity="relu"))
     refused = refusals(case)
-    threaded = (case(5, 200, 28, 32), case(3, 33, 165, 267), case(3, 150, 165, 267), case(1, 1, 256, 256))
+    threaded = (
+        case(5, 200, 28, 32),
+        case(3, 33, 165, 267),
+        case(3, 150, 165, 267),
+        case(2, 33, 9, 600),
+        case(1, 1, 256, 256),
+    )
     exported = case(3, 4, 6, 5)
 
 
@@ -198,7 +219,13 @@ class TestGRULayer(LayerTester):
     small_cases = small(named)
     nonfinite_cases = (named("plain", 3, 3, 4, 5),)
     refused = refusals(case)
-    threaded = (case(5, 200, 28, 32), case(3, 33, 165, 167), case(3, 150, 165, 167), case(1, 1, 256, 256))
+    threaded = (
+        case(5, 200, 28, 32),
+        case(3, 33, 165, 167),
+        case(3, 150, 165, 167),
+        case(2, 33, 9, 600),
+        case(1, 1, 256, 256),
+    )
     exported = case(3, 4, 6, 5)
 
 
@@ -220,6 +247,7 @@ class TestLSTMLayer(LayerTester):
         case(3, 33, 165, 167),
         case(3, 33, 165, 167, projection=65),
         case(3, 150, 165, 167),
+        case(2, 33, 9, 600),
         case(1, 1, 256, 256),
     )
     exported = case(3, 4, 6, 5)

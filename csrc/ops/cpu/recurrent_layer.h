@@ -1,48 +1,23 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <optional>
-#include <string_view>
-#include <vector>
-
 #include "../../kernels/panels.h"
-#include "../../kernels/recurrent_sequence.h"
-#include "../visible.h"
+#include "../recurrent_layer.h"
 
-// What the forward and the backward operator of a recurrent layer share: checks, the shape in time, the
-// choice of the schedule.
+// What the forward and the backward operator of a recurrent layer share on the CPU: the choice of the
+// schedule, places of rows, products in threads.
 
 namespace d2lfast::ops {
 
 const PanelKernels& panel_product_kernels();
 const RecurrentSequenceKernels& recurrent_sequence_kernels();
 
-D2LFAST_VISIBLE RecurrentMode recurrent_mode(std::string_view name);
+// A layer and how the CPU goes about it.
+struct CPURecurrentLayer : RecurrentLayer {
+  explicit CPURecurrentLayer(RecurrentLayer layer);
 
-// The parameters of one direction; undefined where the layer has none.
-struct RecurrentWeights {
-  at::Tensor w_ih, w_hh, b_ih, b_hh, w_hr;
-};
+  int type;       // index into the kernel tables: 0 double, 1 float
+  int64_t lanes;  // of a vector of that type
 
-// A layer of one or two directions over a batch of sequences, dense or packed.
-struct RecurrentLayer {
-  RecurrentMode mode;
-  int type;                    // index into the kernel tables: 0 double, 1 float
-  int64_t lanes;               // of a vector of that type
-  int64_t steps, batch, rows;  // rows: of all steps together
-  int64_t inputs, state, hidden;
-  int64_t directions;
-  bool reverse;  // of a single direction
-  bool tokens, projected;
-  std::vector<int64_t> counts, offsets;  // of each step, in rows of the output
-  std::vector<RecurrentWeights> weights;
-  at::ScalarType compute;  // float for 16-bit tensors
-
-  int64_t gates() const { return gates_of(mode) * hidden; }
-  int64_t gradients() const { return gradients_of(mode) * hidden; }
-  int64_t saved() const { return saved_of(mode) * hidden; }
-  bool reversed(int64_t direction) const { return direction == 1 || reverse; }
   size_t bytes() const { return type == 0 ? sizeof(double) : sizeof(float); }
   int64_t vectors(int64_t columns) const { return (columns + lanes - 1) / lanes; }
   // Columns of a packed matrix with its padding.
@@ -53,21 +28,13 @@ struct RecurrentLayer {
   bool small() const;
   // Rows of the blocks that go through time independently; 0: threads split the units of every step.
   int64_t block_rows() const;
-  at::TensorOptions options() const { return at::TensorOptions().dtype(compute); }
 };
-
-D2LFAST_VISIBLE RecurrentLayer describe_recurrent_layer(const at::Tensor& input,
-                                                        const std::optional<at::Tensor>& batch_sizes,
-                                                        const at::Tensor& hx,
-                                                        const std::optional<at::Tensor>& cx,
-                                                        at::TensorList weights, std::string_view mode,
-                                                        bool bias, bool projected, bool reverse);
 
 // A tensor's first element and the distances of its steps and rows, in elements.
 struct Rows {
   char* data = nullptr;
   int64_t row = 0;
-  const RecurrentLayer* layer = nullptr;
+  const CPURecurrentLayer* layer = nullptr;
   int64_t step = 0;  // dense tensors; packed ones follow the offsets
   bool packed = false;
   char* at(int64_t t) const {
@@ -78,24 +45,24 @@ struct Rows {
 };
 
 // Rows of a tensor [T,N,C] or, packed, [rows,C], whose last axis is dense.
-Rows rows_of(const RecurrentLayer& layer, const at::Tensor& tensor, bool packed);
+Rows rows_of(const CPURecurrentLayer& layer, const at::Tensor& tensor, bool packed);
 
 // Where the state before step t of direction d comes from: rows [0, carried) from step `from`, the others
 // from the initial state.
 struct Before {
   int64_t from, carried;
 };
-Before before(const RecurrentLayer& layer, bool reversed, int64_t t);
+Before before(const CPURecurrentLayer& layer, bool reversed, int64_t t);
 
 // The places of the ones if every row of x [rows,inputs] has a single one and the weight is finite (else a
 // product with a zero could be NaN).
 bool finite(const at::Tensor& tensor);
 
 // c[M,N] (+)= a[M,K] b[K,N] in threads; `b` packed with `b_total` rows.
-void threaded_product(const RecurrentLayer& layer, const PanelProduct& product, int64_t rows);
+void threaded_product(const CPURecurrentLayer& layer, const PanelProduct& product, int64_t rows);
 
 // pack_rows, in threads where it is large. K rows, N columns.
-void threaded_pack_rows(const RecurrentLayer& layer, const at::Tensor& matrix, int64_t first, int64_t total,
-                        void* packed);
+void threaded_pack_rows(const CPURecurrentLayer& layer, const at::Tensor& matrix, int64_t first,
+                        int64_t total, void* packed);
 
 }  // namespace d2lfast::ops

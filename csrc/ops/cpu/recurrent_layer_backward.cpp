@@ -10,7 +10,7 @@ using at::Tensor;
 using Optional = std::optional<Tensor>;
 
 // Inner stride 1 in the dtype of the computation.
-Tensor readable(const Tensor& tensor, const RecurrentLayer& layer, bool packed) {
+Tensor readable(const Tensor& tensor, const CPURecurrentLayer& layer, bool packed) {
   const Tensor x = tensor.to(layer.compute);
   return (packed || x.size(-1) == 0 || x.stride(-1) != 1) && !x.is_contiguous() ? x.contiguous() : x;
 }
@@ -20,8 +20,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_layer_backward
     const Optional& batch_sizes, const Tensor& hx, const Optional& cx, at::TensorList weights,
     const Tensor& output, const Tensor& saved, const Tensor& cells, std::string_view mode, bool bias,
     bool projected, bool reverse, std::array<bool, 4> mask) {
-  const RecurrentLayer layer =
-      describe_recurrent_layer(input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse);
+  const CPURecurrentLayer layer(
+      describe_recurrent_layer(input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse));
   const bool packed = batch_sizes.has_value() && batch_sizes->defined();
   const auto given = [](const Optional& tensor) { return tensor.has_value() ? *tensor : Tensor(); };
   const Tensor grad = given(grad_output);

@@ -33,10 +33,10 @@ struct WeightPart {
 
 class RecurrentBackward {
  public:
-  RecurrentBackward(const RecurrentLayer& layer, const at::Tensor& input, bool packed, const at::Tensor& hx,
-                    const at::Tensor& cx, const at::Tensor& output, const at::Tensor& saved,
-                    const at::Tensor& cells, const at::Tensor& grad_output, const at::Tensor& grad_h,
-                    const at::Tensor& grad_c, std::array<bool, 4> mask)
+  RecurrentBackward(const CPURecurrentLayer& layer, const at::Tensor& input, bool packed,
+                    const at::Tensor& hx, const at::Tensor& cx, const at::Tensor& output,
+                    const at::Tensor& saved, const at::Tensor& cells, const at::Tensor& grad_output,
+                    const at::Tensor& grad_h, const at::Tensor& grad_c, std::array<bool, 4> mask)
       : l_(layer),
         packed_(packed),
         want_input_(mask[0] && !layer.tokens),
@@ -406,7 +406,7 @@ class RecurrentBackward {
   void threaded_add_weight(const char* a, int64_t a_row, const void* panels, int64_t columns,
                            const std::vector<WeightPart>& parts, char* to) const;
 
-  const RecurrentLayer& l_;
+  const CPURecurrentLayer& l_;
   const bool packed_, want_input_, want_weights_;
   const RecurrentSequenceKernels& kernels_;
   at::Tensor input_, hx_, cx_, output_, grad_output_, total_;

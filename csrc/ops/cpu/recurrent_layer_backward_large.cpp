@@ -14,7 +14,7 @@ using at::Tensor;
 namespace {
 
 // carry [rows,P] += the gradient of step t's output.
-void add_output_gradient(const RecurrentLayer& layer, char* carry, const char* grad, int64_t grad_row,
+void add_output_gradient(const CPURecurrentLayer& layer, char* carry, const char* grad, int64_t grad_row,
                          int64_t begin, int64_t end) {
   if (grad == nullptr) return;
   const auto add = [&]<typename T>(T* to, const T* from) {

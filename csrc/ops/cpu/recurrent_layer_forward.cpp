@@ -28,8 +28,8 @@ struct Direction {
 
 class Forward {
  public:
-  Forward(const RecurrentLayer& layer, const Tensor& input, bool packed, const Tensor& hx, const Tensor& cx,
-          bool save)
+  Forward(const CPURecurrentLayer& layer, const Tensor& input, bool packed, const Tensor& hx,
+          const Tensor& cx, bool save)
       : l_(layer), packed_(packed), save_(save), kernels_(recurrent_sequence_kernels()) {
     const auto options = layer.options();
     const int64_t width = layer.directions * layer.state;
@@ -325,7 +325,7 @@ class Forward {
     }
   }
 
-  const RecurrentLayer& l_;
+  const CPURecurrentLayer& l_;
   const bool packed_, save_;
   const RecurrentSequenceKernels& kernels_;
   Tensor hx_, cx_, input_;
@@ -334,7 +334,7 @@ class Forward {
 };
 
 // The last axis dense and, for packed input and tokens, everything.
-Tensor readable(const Tensor& input, const RecurrentLayer& layer, bool packed) {
+Tensor readable(const Tensor& input, const CPURecurrentLayer& layer, bool packed) {
   if (layer.tokens) return input.contiguous();
   const Tensor x = input.to(layer.compute);
   return (packed || layer.inputs == 0 || x.stride(-1) != 1) && !x.is_contiguous() ? x.contiguous() : x;
@@ -351,8 +351,8 @@ void check_tokens(const Tensor& tokens, int64_t inputs) {
 Results recurrent_layer_forward(const Tensor& input, const Optional& batch_sizes, const Tensor& hx,
                                 const Optional& cx, at::TensorList weights, std::string_view mode, bool bias,
                                 bool projected, bool reverse, bool save) {
-  const RecurrentLayer layer =
-      describe_recurrent_layer(input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse);
+  const CPURecurrentLayer layer(
+      describe_recurrent_layer(input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse));
   const bool packed = batch_sizes.has_value() && batch_sizes->defined();
   const Tensor x = readable(input, layer, packed);
   if (layer.tokens) check_tokens(x, layer.inputs);

@@ -12,8 +12,8 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "../cpu/recurrent_layer.h"
 #include "../dtype.h"
+#include "../recurrent_layer.h"
 #include "../recurrent_reference.h"
 #include "runtime.h"
 

@@ -1,7 +1,6 @@
 #include "generate_binding.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -10,6 +9,7 @@
 
 #include <vector>
 
+#include "ops/autocast.h"
 #include "ops/cpu/recurrent_generate.h"
 
 // Parsing the arguments of an operator costs more than a step of generation, so that the step has an entry of
@@ -25,7 +25,7 @@ bool nothing_but_the_kernel() {
   if (at::impl::PythonTorchFunctionTLS::stack_len() > 0) return false;
   const auto local = c10::impl::tls_local_dispatch_key_set();
   constexpr c10::DispatchKeySet usual{c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView};
-  return (local.included_ - usual).empty() && !at::autocast::is_autocast_enabled(at::kCPU);
+  return (local.included_ - usual).empty() && !ops::Autocast::enabled(at::kCPU);
 }
 
 }  // namespace

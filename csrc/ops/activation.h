@@ -1,55 +1,21 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/relu.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/sigmoid_backward.h>
-#include <ATen/ops/tanh.h>
-#include <ATen/ops/tanh_backward.h>
-#include <ATen/ops/threshold_backward.h>
 
 #include <string_view>
 
 #include "../kernels/activation.h"
+#include "visible.h"
 
 namespace d2lfast::ops {
 
-inline Activation parse_activation(std::string_view name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kReLU;
-  if (name == "sigmoid") return Activation::kSigmoid;
-  if (name == "tanh") return Activation::kTanh;
-  TORCH_CHECK_VALUE(false, "activation must be one of 'none', 'relu', 'sigmoid', 'tanh', but got '", name,
-                    "'");
-}
+D2LFAST_VISIBLE Activation parse_activation(std::string_view name);
 
 // The activation as a torch operator, for the paths that the kernels do not take.
-inline at::Tensor apply_activation(const at::Tensor& input, Activation activation) {
-  switch (activation) {
-    case Activation::kReLU:
-      return at::relu(input);
-    case Activation::kSigmoid:
-      return at::sigmoid(input);
-    case Activation::kTanh:
-      return at::tanh(input);
-    default:
-      return input;
-  }
-}
+D2LFAST_VISIBLE at::Tensor apply_activation(const at::Tensor& input, Activation activation);
 
 // Gradient before the activation from its output, differentiable by torch.
-inline at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& output,
-                                      Activation activation) {
-  switch (activation) {
-    case Activation::kReLU:
-      return at::threshold_backward(grad_output, output, 0);
-    case Activation::kSigmoid:
-      return at::sigmoid_backward(grad_output, output);
-    case Activation::kTanh:
-      return at::tanh_backward(grad_output, output);
-    default:
-      return grad_output;
-  }
-}
+D2LFAST_VISIBLE at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& output,
+                                               Activation activation);
 
 }  // namespace d2lfast::ops

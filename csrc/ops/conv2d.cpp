@@ -1,6 +1,5 @@
 #include "conv2d.h"
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/convolution_backward.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -8,6 +7,7 @@
 #include <torch/library.h>
 
 #include "activation.h"
+#include "autocast.h"
 #include "dtype.h"
 #include "layout.h"
 
@@ -174,17 +174,14 @@ at::Tensor conv2d_autograd(const at::Tensor& input, const at::Tensor& weight,
   return Conv2dFunction::apply(input, weight, bias, stride, padding, dilation, groups, activation, algorithm);
 }
 
-template <c10::DispatchKey key, c10::DeviceType device>
+template <c10::DeviceType device>
 at::Tensor conv2d_autocast(const at::Tensor& input, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
                            std::string_view activation, std::string_view algorithm) {
-  c10::impl::ExcludeDispatchKeyGuard guard(key);
-  const auto type = at::autocast::get_autocast_dtype(device);
-  return conv2d_dispatch(at::autocast::cached_cast(type, input, device),
-                         at::autocast::cached_cast(type, weight, device),
-                         at::autocast::cached_cast(type, bias, device), stride, padding, dilation, groups,
-                         activation, algorithm);
+  const Autocast cast(device);
+  return conv2d_dispatch(cast(input), cast(weight), cast(bias), stride, padding, dilation, groups, activation,
+                         algorithm);
 }
 
 }  // namespace
@@ -204,12 +201,8 @@ TORCH_LIBRARY_IMPL(d2lfast, Autograd, m) {
   m.impl("_conv2d_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(d2lfast, AutocastCPU, m) {
-  m.impl("conv2d", conv2d_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
-}
+TORCH_LIBRARY_IMPL(d2lfast, AutocastCPU, m) { m.impl("conv2d", conv2d_autocast<c10::DeviceType::CPU>); }
 
-TORCH_LIBRARY_IMPL(d2lfast, AutocastCUDA, m) {
-  m.impl("conv2d", conv2d_autocast<c10::DispatchKey::AutocastCUDA, c10::DeviceType::CUDA>);
-}
+TORCH_LIBRARY_IMPL(d2lfast, AutocastCUDA, m) { m.impl("conv2d", conv2d_autocast<c10::DeviceType::CUDA>); }
 
 }  // namespace d2lfast::ops

@@ -1,4 +1,4 @@
-#include <ATen/autocast_mode.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linear.h>
@@ -11,6 +11,7 @@
 #include <torch/library.h>
 
 #include "activation.h"
+#include "autocast.h"
 
 // Schemas, autograd and autocast of the recurrent cells.
 
@@ -288,31 +289,25 @@ Tensor like_state(Tensor result, const Tensor& state) {
   return device == c10::DeviceType::CPU && state.scalar_type() == at::kFloat ? result.to(at::kFloat) : result;
 }
 
-template <c10::DispatchKey key, c10::DeviceType device>
+template <c10::DeviceType device>
 Tensor rnn_autocast(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
                     const Optional& b_ih, const Optional& b_hh, std::string_view nonlinearity) {
-  c10::impl::ExcludeDispatchKeyGuard guard(key);
-  const auto type = at::autocast::get_autocast_dtype(device);
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(type, t, device); };
+  const Autocast cast(device);
   return call_rnn(cast(input), cast(hx), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh), nonlinearity);
 }
 
-template <c10::DispatchKey key, c10::DeviceType device>
+template <c10::DeviceType device>
 Tensor gru_autocast(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
                     const Optional& b_ih, const Optional& b_hh) {
-  c10::impl::ExcludeDispatchKeyGuard guard(key);
-  const auto type = at::autocast::get_autocast_dtype(device);
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(type, t, device); };
+  const Autocast cast(device);
   return like_state<device>(call_gru(cast(input), cast(hx), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh)),
                             hx);
 }
 
-template <c10::DispatchKey key, c10::DeviceType device>
+template <c10::DeviceType device>
 Pair lstm_autocast(const Tensor& input, const Tensor& hx, const Tensor& cx, const Tensor& w_ih,
                    const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh) {
-  c10::impl::ExcludeDispatchKeyGuard guard(key);
-  const auto type = at::autocast::get_autocast_dtype(device);
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(type, t, device); };
+  const Autocast cast(device);
   auto [output, cell] =
       call_lstm(cast(input), cast(hx), cast(cx), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh));
   return {like_state<device>(output, cx), like_state<device>(cell, cx)};
@@ -359,15 +354,15 @@ TORCH_LIBRARY_IMPL(d2lfast, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(d2lfast, AutocastCPU, m) {
-  m.impl("rnn_cell", rnn_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
-  m.impl("gru_cell", gru_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
-  m.impl("lstm_cell", lstm_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
+  m.impl("rnn_cell", rnn_autocast<c10::DeviceType::CPU>);
+  m.impl("gru_cell", gru_autocast<c10::DeviceType::CPU>);
+  m.impl("lstm_cell", lstm_autocast<c10::DeviceType::CPU>);
 }
 
 TORCH_LIBRARY_IMPL(d2lfast, AutocastCUDA, m) {
-  m.impl("rnn_cell", rnn_autocast<c10::DispatchKey::AutocastCUDA, c10::DeviceType::CUDA>);
-  m.impl("gru_cell", gru_autocast<c10::DispatchKey::AutocastCUDA, c10::DeviceType::CUDA>);
-  m.impl("lstm_cell", lstm_autocast<c10::DispatchKey::AutocastCUDA, c10::DeviceType::CUDA>);
+  m.impl("rnn_cell", rnn_autocast<c10::DeviceType::CUDA>);
+  m.impl("gru_cell", gru_autocast<c10::DeviceType::CUDA>);
+  m.impl("lstm_cell", lstm_autocast<c10::DeviceType::CUDA>);
 }
 
 }  // namespace d2lfast::ops

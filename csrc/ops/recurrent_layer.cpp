@@ -1,4 +1,3 @@
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/alias.h>
 #include <ATen/ops/cat.h>
@@ -9,6 +8,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "autocast.h"
 #include "recurrent_reference.h"
 
 // Schemas, autograd and autocast of recurrent layers over whole sequences.
@@ -171,12 +171,10 @@ Layer layer_autograd(const Tensor& input, const Optional& batch_sizes, const Ten
 }
 
 // As torch does: on the CPU the GRU's state, which is blended with the gates, keeps its dtype.
-template <c10::DispatchKey key, c10::DeviceType device>
+template <c10::DeviceType device>
 Layer layer_autocast(const Tensor& input, const Optional& batch_sizes, const Tensor& hx, const Optional& cx,
                      at::TensorList weights, std::string_view mode, bool bias, bool projected, bool reverse) {
-  c10::impl::ExcludeDispatchKeyGuard guard(key);
-  const auto type = at::autocast::get_autocast_dtype(device);
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(type, t, device); };
+  const Autocast cast(device);
   std::vector<Tensor> cast_weights;
   for (const Tensor& weight : weights) cast_weights.push_back(cast(weight));
   auto [output, h_n, c_n] =
@@ -338,11 +336,11 @@ TORCH_LIBRARY_IMPL(d2lfast, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(d2lfast, AutocastCPU, m) {
-  m.impl("_recurrent_layer", layer_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
+  m.impl("_recurrent_layer", layer_autocast<c10::DeviceType::CPU>);
 }
 
 TORCH_LIBRARY_IMPL(d2lfast, AutocastCUDA, m) {
-  m.impl("_recurrent_layer", layer_autocast<c10::DispatchKey::AutocastCUDA, c10::DeviceType::CUDA>);
+  m.impl("_recurrent_layer", layer_autocast<c10::DeviceType::CUDA>);
 }
 
 }  // namespace d2lfast::ops

@@ -1,8 +1,8 @@
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../adaptive_pool2d.h"
+#include "../allocate.h"
 #include "../dtype.h"
 #include "parallel_items.h"
 #include "pool2d_tables.h"
@@ -43,8 +43,8 @@ at::Tensor adaptive_avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef outp
   const DType dtype = kernel_dtype(input, "d2lfast::adaptive_avg_pool2d");
   const at::MemoryFormat format = layout_of(input);
   const at::Tensor source = images.contiguous(format);
-  at::Tensor output = at::empty({images.size(0), images.size(1), output_size[0], output_size[1]},
-                                images.options().memory_format(format));
+  at::Tensor output = empty({images.size(0), images.size(1), output_size[0], output_size[1]},
+                            images.options().memory_format(format));
   if (output.numel() > 0) {
     run(cpu::pool2d_adaptive_table().avg_forward, source, output, nullptr, true, is_channels_last(format),
         output_size[0], dtype);
@@ -57,8 +57,8 @@ at::Tensor adaptive_avg_pool2d_backward_cpu(const at::Tensor& grad_output, at::I
   const DType dtype = kernel_dtype(grad_output, "d2lfast::_adaptive_avg_pool2d_backward");
   const at::MemoryFormat format = layout(channels_last);
   const at::Tensor grad = batched(grad_output).contiguous(format);
-  at::Tensor result = at::empty({grad.size(0), grad.size(1), input_size[0], input_size[1]},
-                                grad.options().memory_format(format));
+  at::Tensor result =
+      empty({grad.size(0), grad.size(1), input_size[0], input_size[1]}, grad.options().memory_format(format));
   if (grad.numel() == 0) {
     result.zero_();
   } else {
@@ -74,9 +74,9 @@ std::tuple<at::Tensor, at::Tensor> adaptive_max_pool2d_cpu(const at::Tensor& inp
   const DType dtype = kernel_dtype(input, "d2lfast::adaptive_max_pool2d");
   const at::MemoryFormat format = layout_of(input);
   const at::Tensor source = images.contiguous(format);
-  at::Tensor output = at::empty({images.size(0), images.size(1), output_size[0], output_size[1]},
-                                images.options().memory_format(format));
-  at::Tensor indices = at::empty(output.sizes(), output.options().dtype(at::kLong).memory_format(format));
+  at::Tensor output = empty({images.size(0), images.size(1), output_size[0], output_size[1]},
+                            images.options().memory_format(format));
+  at::Tensor indices = empty(output.sizes(), output.options().dtype(at::kLong).memory_format(format));
   if (output.numel() > 0) {
     run(cpu::pool2d_adaptive_table().max_forward, source, output, indices.mutable_data_ptr<int64_t>(), true,
         is_channels_last(format), output_size[0], dtype);
@@ -92,8 +92,8 @@ at::Tensor adaptive_max_pool2d_backward_cpu(const at::Tensor& grad_output, const
   const at::MemoryFormat format = layout(channels_last);
   const at::Tensor from = batched(indices).contiguous(format);
   const at::Tensor grad = batched(grad_output).contiguous(format);
-  at::Tensor result = at::empty({grad.size(0), grad.size(1), input_size[0], input_size[1]},
-                                grad_output.options().memory_format(format));
+  at::Tensor result = empty({grad.size(0), grad.size(1), input_size[0], input_size[1]},
+                            grad_output.options().memory_format(format));
   if (grad.numel() == 0) {
     result.zero_();
   } else {

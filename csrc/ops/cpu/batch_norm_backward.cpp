@@ -1,8 +1,8 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../activation.h"
+#include "../allocate.h"
 #include "../batch_norm.h"
 #include "../dtype.h"
 #include "batch_norm_runner.h"
@@ -85,12 +85,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
   const auto [wants_input, wants_weight, wants_bias, wants_residual] = output_mask;
   const auto parameter_options =
       weight.has_value() && weight->defined() ? weight->options() : input.options();
-  const auto nothing = [&] { return at::empty({0}, input.options()); };
-  const auto like_input = [&] { return at::empty(input.sizes(), input.options().memory_format(format)); };
+  const auto nothing = [&] { return empty({0}, input.options()); };
+  const auto like_input = [&] { return empty(input.sizes(), input.options().memory_format(format)); };
   at::Tensor grad_input = wants_input ? like_input() : nothing();
   at::Tensor grad_residual = wants_residual ? like_input() : nothing();
-  at::Tensor grad_weight = at::empty({wants_weight ? channels : 0}, parameter_options);
-  at::Tensor grad_bias = at::empty({wants_bias ? channels : 0}, parameter_options);
+  at::Tensor grad_weight = empty({wants_weight ? channels : 0}, parameter_options);
+  at::Tensor grad_bias = empty({wants_bias ? channels : 0}, parameter_options);
   if (input.numel() == 0) {
     grad_weight.zero_();
     grad_bias.zero_();

@@ -1,10 +1,10 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>
 
 #include "../activation.h"
+#include "../allocate.h"
 #include "../batch_norm.h"
 #include "../dtype.h"
 #include "batch_norm_runner.h"
@@ -78,13 +78,12 @@ at::Tensor forward(const at::Tensor& input, const OptionalTensor& weight, const 
   const at::Tensor source = input.contiguous(format);
   const at::Tensor shortcut = given(residual) ? residual->contiguous(format) : at::Tensor();
   const int64_t channels = input.size(1);
-  at::Tensor output = at::empty(input.sizes(), input.options().memory_format(format));
+  at::Tensor output = empty(input.sizes(), input.options().memory_format(format));
   if (saved != nullptr) {
-    saved->statistics =
-        at::empty({3, channels}, input.options().dtype(accumulator_type(input.scalar_type())));
+    saved->statistics = empty({3, channels}, input.options().dtype(accumulator_type(input.scalar_type())));
     const bool bits = keeps_mask(activation, given(residual));
-    saved->mask = bits ? at::empty(batch_norm_mask_size(input, format), input.options().dtype(at::kByte))
-                       : at::empty({0}, input.options().dtype(at::kByte));
+    saved->mask = bits ? empty(batch_norm_mask_size(input, format), input.options().dtype(at::kByte))
+                       : empty({0}, input.options().dtype(at::kByte));
   }
   if (input.numel() == 0) {
     if (saved != nullptr) saved->statistics.zero_();

@@ -2,10 +2,10 @@
 
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../activation.h"
+#include "../allocate.h"
 #include "../layout.h"
 #include "conv2d_passes.h"
 
@@ -49,8 +49,8 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight,
   const auto* passes = passes_of(choose_conv2d_algorithm(shape, Conv2dPass::kForward, algorithm));
   if (passes != nullptr) {
     at::Tensor output =
-        at::empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},
-                  images.options().memory_format(conv2d_layout(images, weight)));
+        empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},
+              images.options().memory_format(conv2d_layout(images, weight)));
     if (output.numel() == 0 ||
         passes->forward({shape, images, weight, has_bias ? &*bias : nullptr, activation, output})) {
       return like_batching_of(input, output);
@@ -78,7 +78,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
   if (wants_input) {
     const auto* passes = passes_of(choose_conv2d_algorithm(shape, Conv2dPass::kGradInput, algorithm));
     if (passes != nullptr) {
-      grad_input = at::empty(images.sizes(), images.options().memory_format(conv2d_layout(images, weight)));
+      grad_input = empty(images.sizes(), images.options().memory_format(conv2d_layout(images, weight)));
       wants_input = grad_input.numel() > 0 && !passes->grad_input(pass, grad_input);
     }
   }
@@ -100,7 +100,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
   if (grad_input.defined()) grad_input = like_batching_of(input, grad_input);
   // The schema promises tensors; those that nobody asked for are empty.
   for (at::Tensor* t : {&grad_input, &grad_weight, &grad_bias}) {
-    if (!t->defined()) *t = at::empty({0}, input.options());
+    if (!t->defined()) *t = empty({0}, input.options());
   }
   return {grad_input, grad_weight, grad_bias};
 }

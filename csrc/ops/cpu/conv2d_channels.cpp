@@ -1,12 +1,10 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "../../kernels/conv2d_channels.h"
 #include "../../kernels/cpu/isa.h"
+#include "../allocate.h"
 #include "../dtype.h"
 #include "conv2d_passes.h"
 #include "conv2d_plan.h"
@@ -141,7 +139,8 @@ struct ChannelsSetup {
     params.blocks = static_cast<int64_t>(plan.blocks.size());
     params.block = plan.blocks.data();
     params.permutation = plan.permutation.data();
-    zeros = at::zeros({pass.source.size(1) * std::max<int64_t>(1, params.source.strides.c) + lanes}, options);
+    zeros =
+        ops::zeros({pass.source.size(1) * std::max<int64_t>(1, params.source.strides.c) + lanes}, options);
     params.zeros = zeros.const_data_ptr();
     for (size_t r = 0; r < pass.rows.taps.size(); ++r) row_taps.emplace_back(pass.rows, r);
     for (size_t c = 0; c < pass.cols.taps.size(); ++c) col_taps.emplace_back(pass.cols, c);
@@ -169,7 +168,7 @@ struct ChannelsSetup {
         phases.push_back(f);
       }
     }
-    packed = at::empty({std::max<int64_t>(1, size)}, options);
+    packed = empty({std::max<int64_t>(1, size)}, options);
     for (size_t f = 0; f < phases.size(); ++f) {
       phases[f].packed = static_cast<char*>(packed.mutable_data_ptr()) + start[f] * element;
     }
@@ -349,7 +348,7 @@ bool channels_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, a
   const int64_t rows = s.batch * s.result_height();
   const int64_t chunks =
       std::clamp<int64_t>(std::min(rows, kMostPartialElements / std::max<int64_t>(1, size)), 1, kMostChunks);
-  at::Tensor partial = at::zeros({chunks, size}, setup.packed.options());
+  at::Tensor partial = zeros({chunks, size}, setup.packed.options());
   char* memory = static_cast<char*>(partial.mutable_data_ptr());
   const int64_t ring =
       input.element_size() == element ? 0 : (s.dilation[0] * (s.kernel_h - 1) + 1) * s.width * s.channels;
@@ -368,8 +367,8 @@ bool channels_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, a
     }
   });
   at::Tensor wide_weight, wide_bias;
-  if (grad_weight != nullptr) wide_weight = at::empty(pass.weight.sizes(), setup.packed.options());
-  if (grad_bias != nullptr) wide_bias = at::empty({s.result_channels}, setup.packed.options());
+  if (grad_weight != nullptr) wide_weight = empty(pass.weight.sizes(), setup.packed.options());
+  if (grad_bias != nullptr) wide_bias = empty({s.result_channels}, setup.packed.options());
   at::Tensor* to_weight = grad_weight != nullptr ? &wide_weight : nullptr;
   at::Tensor* to_bias = grad_bias != nullptr ? &wide_bias : nullptr;
   if (!(s.dtype == DType::kFloat64
@@ -377,7 +376,7 @@ bool channels_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, a
             : finish_weight<float>(setup, partial, chunks, lanes, to_weight, to_bias))) {
     return false;
   }
-  if (grad_weight != nullptr) *grad_weight = at::empty_like(pass.weight).copy_(wide_weight);
+  if (grad_weight != nullptr) *grad_weight = empty_like(pass.weight).copy_(wide_weight);
   if (grad_bias != nullptr) *grad_bias = wide_bias.to(pass.weight.scalar_type());
   return true;
 }

@@ -1,12 +1,10 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "../../kernels/conv2d.h"
 #include "../../kernels/cpu/isa.h"
+#include "../allocate.h"
 #include "../dtype.h"
 #include "conv2d_passes.h"
 #include "conv2d_plan.h"
@@ -117,8 +115,8 @@ void run_direct(const Conv2dShape& shape, const DirectPass& pass) {
       packed_size += groups * phase.packed_group;
     }
   }
-  at::Tensor packed = at::empty({std::max<int64_t>(packed_size, 1)},
-                                pass.weight.options().dtype(accumulator_type(pass.weight.scalar_type())));
+  at::Tensor packed = empty({std::max<int64_t>(packed_size, 1)},
+                            pass.weight.options().dtype(accumulator_type(pass.weight.scalar_type())));
   for (size_t f = 0; f < phases.size(); ++f) {
     phases[f].packed = static_cast<char*>(packed.mutable_data_ptr()) + start[f] * element;
   }
@@ -211,7 +209,7 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
   const int64_t chunks = std::clamp<int64_t>(
       std::min(shape.batch, kMostPartialElements / std::max<int64_t>(1, size)), 1, kMostChunks);
   const auto options = weight.options().dtype(accumulator_type(weight.scalar_type()));
-  at::Tensor partial = at::zeros({chunks, size}, options);
+  at::Tensor partial = zeros({chunks, size}, options);
   char* memory = static_cast<char*>(partial.mutable_data_ptr());
   const int64_t scratch = (source_channels * grid.channel_stride + result_channels * gradient.channel_stride +
                            band_rows * shape.result_width() * tile) *
@@ -233,7 +231,7 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
   const at::Tensor sum = partial.select(0, 0);
   std::pair<at::Tensor, at::Tensor> grads;
   if (wants_weight) {
-    grads.first = at::empty_like(weight);
+    grads.first = empty_like(weight);
     at::Tensor total = sum.narrow(0, 0, weight_size);
     if (params.outer_vectors > 0) {
       total = total.view({shape.groups, products, params.partial_width})
@@ -244,7 +242,7 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
     grads.first.copy_(total.view(weight.sizes()));
   }
   if (wants_bias) {
-    grads.second = at::empty({shape.result_channels}, weight.options());
+    grads.second = empty({shape.result_channels}, weight.options());
     grads.second.copy_(sum.narrow(0, weight_size, shape.result_channels));
   }
   return grads;

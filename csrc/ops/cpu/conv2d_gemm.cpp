@@ -1,11 +1,10 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 
 #include "../../kernels/conv2d_gemm.h"
 #include "../../kernels/cpu/isa.h"
+#include "../allocate.h"
 #include "../dtype.h"
 #include "conv2d_passes.h"
 #include "scratch.h"
@@ -80,7 +79,7 @@ void product(const Conv2dShape& shape, const GemmImages& source, const at::Tenso
   const int dtype = static_cast<int>(shape.dtype);
   const int64_t element = shape.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   const at::Tensor packed =
-      at::empty({weight.numel()}, weight.options().dtype(accumulator_type(weight.scalar_type())));
+      empty({weight.numel()}, weight.options().dtype(accumulator_type(weight.scalar_type())));
   Conv2dGemmParams params{};
   params.source = source;
   params.weight = weight.const_data_ptr();
@@ -137,7 +136,7 @@ bool gemm_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
     product(s, source, pass.weight, true, nullptr, Activation::kNone, grad_input);
     return true;
   }
-  at::Tensor met = at::empty({s.batch, s.channels, s.result_height(), s.result_width()}, grad.options());
+  at::Tensor met = empty({s.batch, s.channels, s.result_height(), s.result_width()}, grad.options());
   product(s, source, pass.weight, true, nullptr, Activation::kNone, met);
   grad_input.zero_();
   met_pixels(grad_input, s).copy_(met);
@@ -168,9 +167,8 @@ bool gemm_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::T
   const int64_t chunks =
       std::clamp<int64_t>(std::min({steps, kMostChunks / groups, kChunkElements / size}), 1, kMostChunks);
   const auto options = pass.weight.options().dtype(accumulator_type(pass.weight.scalar_type()));
-  at::Tensor sums = at::empty({chunks, panels, s.result_channels, columns}, options);
-  at::Tensor bias_sums =
-      grad_bias != nullptr ? at::empty({chunks, s.result_channels}, options) : at::Tensor();
+  at::Tensor sums = empty({chunks, panels, s.result_channels, columns}, options);
+  at::Tensor bias_sums = grad_bias != nullptr ? empty({chunks, s.result_channels}, options) : at::Tensor();
   const int64_t scratch = (params.panels * columns + s.result_channels) * (params.block + lanes) * element;
   at::parallel_for(0, chunks * groups, 1, [&](int64_t begin, int64_t end) {
     void* memory = thread_scratch(scratch);
@@ -187,7 +185,7 @@ bool gemm_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::T
   });
   at::Tensor total = chunks > 1 ? sums.sum(0) : sums.select(0, 0);
   total = total.permute({1, 0, 2}).reshape({s.result_channels, panels * columns}).narrow(1, 0, s.channels);
-  *grad_weight = at::empty_like(pass.weight);
+  *grad_weight = empty_like(pass.weight);
   grad_weight->copy_(total.unsqueeze(2).unsqueeze(3));
   if (grad_bias != nullptr) *grad_bias = bias_sums.sum(0).to(pass.weight.scalar_type());
   return true;

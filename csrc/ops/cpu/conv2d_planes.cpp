@@ -1,12 +1,10 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "../../kernels/conv2d_planes.h"
 #include "../../kernels/cpu/isa.h"
+#include "../allocate.h"
 #include "../dtype.h"
 #include "conv2d_passes.h"
 #include "conv2d_sums.h"
@@ -171,7 +169,7 @@ bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at:
     params.activation = pass.activation;
   }
   const int64_t window = s.kernel_h * s.kernel_w, chunks = std::clamp<int64_t>(s.batch, 1, kMostChunks);
-  at::Tensor partial = at::zeros({chunks, s.channels, window + 1}, options);
+  at::Tensor partial = zeros({chunks, s.channels, window + 1}, options);
   char* memory = static_cast<char*>(partial.mutable_data_ptr());
   const int64_t element = accumulator_size(s.dtype);
   const size_t scratch =
@@ -195,7 +193,7 @@ bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at:
   }
   const at::Tensor sum = partial.select(0, 0);
   if (grad_weight != nullptr) {
-    *grad_weight = at::empty_like(pass.weight);
+    *grad_weight = empty_like(pass.weight);
     grad_weight->copy_(sum.narrow(1, 0, window).reshape(pass.weight.sizes()));
   }
   if (grad_bias != nullptr) {

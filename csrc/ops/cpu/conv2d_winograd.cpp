@@ -1,13 +1,11 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <atomic>
 
 #include "../../kernels/conv2d_winograd.h"
 #include "../../kernels/cpu/isa.h"
+#include "../allocate.h"
 #include "../dtype.h"
 #include "../layout.h"
 #include "conv2d_passes.h"
@@ -93,7 +91,7 @@ bool filter_tiles(const Filter& f) {
   const WinogradKernels& table = kernels();
   const int64_t chunk = f.source.strips.chunk;
   const int64_t strips = count_strips(f.source.strips, f.source.images.batch);
-  const at::Tensor packed = at::empty({f.result_blocks * f.packed_block}, at::kFloat);
+  const at::Tensor packed = empty({f.result_blocks * f.packed_block}, at::kFloat);
   float* filters = packed.mutable_data_ptr<float>();
   at::parallel_for(0, f.result_blocks, 1, [&](int64_t begin, int64_t end) {
     float* staging = static_cast<float*>(thread_scratch(f.staging * kFloat));
@@ -140,7 +138,7 @@ bool filter_channels(const Filter& f) {
       std::max<int64_t>(1, kSetBytes / (36 * kFloat * f.source_blocks * f.lanes) / chunk);
   const int64_t sets = divide_up(strips, most_strips);
   const int64_t set_strips = divide_up(strips, sets), set_tiles = set_strips * chunk;
-  const at::Tensor memory = at::empty({tiles_size(f.source_blocks, set_tiles, f.lanes)}, at::kFloat);
+  const at::Tensor memory = empty({tiles_size(f.source_blocks, set_tiles, f.lanes)}, at::kFloat);
   const int64_t run_strips = std::max<int64_t>(1, kMostTiles / chunk);
   const int64_t product_floats = f.products(run_strips * chunk);
   std::atomic<bool> finite = true;
@@ -268,25 +266,24 @@ bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, a
   const int64_t strip_bytes = 36 * kFloat * (source_blocks + gradient_blocks) * lanes * chunk;
   const int64_t sets = divide_up(all, std::max<int64_t>(1, kSetBytes / strip_bytes));
   const int64_t set_strips = divide_up(all, sets);
-  const at::Tensor source_memory =
-      at::empty({tiles_size(source_blocks, set_strips * chunk, lanes)}, at::kFloat);
+  const at::Tensor source_memory = empty({tiles_size(source_blocks, set_strips * chunk, lanes)}, at::kFloat);
   const at::Tensor gradient_memory =
-      at::empty({tiles_size(gradient_blocks, set_strips * chunk, lanes)}, at::kFloat);
+      empty({tiles_size(gradient_blocks, set_strips * chunk, lanes)}, at::kFloat);
   const int64_t run_strips = std::max<int64_t>(1, kRunTiles / chunk),
                 runs = divide_up(set_strips, run_strips);
   const int64_t sum_size = gradient_blocks * lanes;
-  const at::Tensor sums = grad_bias != nullptr ? at::zeros({runs, sum_size}, at::kFloat) : at::Tensor();
+  const at::Tensor sums = grad_bias != nullptr ? zeros({runs, sum_size}, at::kFloat) : at::Tensor();
   const int64_t staging_floats = winograd_staging(lanes, chunk);
 
   const int64_t block_floats = 36 * lanes * 2 * lanes;
   int64_t group = std::max<int64_t>(1, kProductBytes / (block_floats * kFloat));
   group = std::min(group, std::max<int64_t>(1, source_blocks * result_blocks / (2 * at::get_num_threads())));
   const int64_t groups = divide_up(source_blocks, group), items = groups * result_blocks;
-  const at::Tensor kept = sets > 1 ? at::empty({items, group * block_floats}, at::kFloat) : at::Tensor();
+  const at::Tensor kept = sets > 1 ? empty({items, group * block_floats}, at::kFloat) : at::Tensor();
 
-  at::Tensor result = at::empty_like(pass.weight);
+  at::Tensor result = empty_like(pass.weight);
   if (!result.is_contiguous() && !result.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-    result = at::empty(pass.weight.sizes(), pass.weight.options());
+    result = empty(pass.weight.sizes(), pass.weight.options());
   }
   const WinogradGradWeight to{result.mutable_data_ptr(), !result.is_contiguous(), s.result_channels,
                               s.channels};

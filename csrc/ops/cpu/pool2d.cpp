@@ -1,8 +1,8 @@
 #include "../pool2d.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "../allocate.h"
 #include "../dtype.h"
 #include "../layout.h"
 #include "parallel_items.h"
@@ -34,10 +34,10 @@ std::tuple<at::Tensor, at::Tensor> max_pool2d_forward(const at::Tensor& input, a
   const DType dtype = kernel_dtype(input, "d2lfast::max_pool2d");
   const at::MemoryFormat format = layout_of(input);
   const at::Tensor source = images.contiguous(format);
-  at::Tensor output = at::empty({s.n, s.c, s.oh, s.ow}, images.options().memory_format(format));
+  at::Tensor output = empty({s.n, s.c, s.oh, s.ow}, images.options().memory_format(format));
   at::Tensor position;
   if (with_position) {
-    position = at::empty(
+    position = empty(
         output.sizes(),
         images.options().dtype(position_bytes(s.window) == 1 ? at::kByte : at::kInt).memory_format(format));
   }
@@ -105,7 +105,7 @@ at::Tensor max_pool2d_position_to_index_cpu(const at::Tensor& position, at::IntA
   const at::MemoryFormat format = layout_of(position);
   const at::Tensor from = positions.contiguous(format);
   const Pool2dShape s = pool2d_shape(from, input_size, kernel_size, stride, padding, dilation);
-  at::Tensor index = at::empty(from.sizes(), from.options().dtype(at::kLong).memory_format(format));
+  at::Tensor index = empty(from.sizes(), from.options().dtype(at::kLong).memory_format(format));
   if (from.scalar_type() == at::kByte) {
     positions_to_indices(from.const_data_ptr<uint8_t>(), index.mutable_data_ptr<int64_t>(), s,
                          is_channels_last(format));
@@ -127,7 +127,7 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
   const at::Tensor at_position = batched(position).contiguous(format);
   const at::Tensor grad = batched(grad_output).contiguous(format);
   const Pool2dShape s = pool2d_shape(at_position, input_size, kernel_size, stride, padding, dilation);
-  at::Tensor result = at::empty({s.n, s.c, s.h, s.w}, grad_output.options().memory_format(format));
+  at::Tensor result = empty({s.n, s.c, s.h, s.w}, grad_output.options().memory_format(format));
   if (result.numel() > 0) {
     const bool last = channels_last;
     const MaxPool2dBackwardParams params{grad.const_data_ptr(),
@@ -166,7 +166,7 @@ at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, 
   const DType dtype = kernel_dtype(input, "d2lfast::avg_pool2d");
   const at::MemoryFormat format = layout_of(input);
   const at::Tensor source = images.contiguous(format);
-  at::Tensor output = at::empty({s.n, s.c, s.oh, s.ow}, images.options().memory_format(format));
+  at::Tensor output = empty({s.n, s.c, s.oh, s.ow}, images.options().memory_format(format));
   if (output.numel() > 0) {
     const bool last = is_channels_last(format);
     const AvgPool2dParams params{source.const_data_ptr(),
@@ -199,7 +199,7 @@ at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, at::IntArrayRe
   const at::MemoryFormat format = layout(channels_last);
   const at::Tensor grad = batched(grad_output).contiguous(format);
   const Pool2dShape s = pool2d_shape(grad, input_size, kernel_size, stride, padding, {1, 1});
-  at::Tensor result = at::empty({s.n, s.c, s.h, s.w}, grad.options().memory_format(format));
+  at::Tensor result = empty({s.n, s.c, s.h, s.w}, grad.options().memory_format(format));
   if (result.numel() > 0) {
     const bool last = is_channels_last(format);
     const AvgPool2dParams params{grad.const_data_ptr(),

@@ -1,13 +1,13 @@
 #include "recurrent_generate.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "../../kernels/cpu/isa.h"
 #include "../../kernels/recurrent.h"
+#include "../allocate.h"
 #include "recurrent_layer.h"
 #include "scratch.h"
 
@@ -89,9 +89,9 @@ std::optional<std::tuple<Tensor, Tensor, Tensor>> recurrent_generate(const Tenso
   const auto bytes = static_cast<int64_t>(index == 0 ? sizeof(double) : sizeof(float));
   const auto& kernels = cpu::select_table(cpu::baseline::recurrent_kernels, cpu::avx2::recurrent_kernels,
                                           cpu::avx512::recurrent_kernels);
-  const Tensor output = at::empty({1, rows, hidden}, input.options());
-  const Tensor h_n = at::empty({layers, rows, hidden}, input.options());
-  const Tensor c_n = cx != nullptr ? at::empty({layers, rows, hidden}, input.options()) : Tensor();
+  const Tensor output = empty({1, rows, hidden}, input.options());
+  const Tensor h_n = empty({layers, rows, hidden}, input.options());
+  const Tensor c_n = cx != nullptr ? empty({layers, rows, hidden}, input.options()) : Tensor();
   char* scratch =
       static_cast<char*>(thread_scratch(static_cast<size_t>(rows * (2 * gates + hidden) * bytes)));
   char* recurrent = scratch + rows * gates * bytes;

@@ -2,12 +2,11 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "../allocate.h"
 #include "recurrent_layer.h"
 #include "scratch.h"
 
@@ -51,10 +50,10 @@ class RecurrentBackward {
     grad_hx = copy_or_zeros(grad_h, {layer.directions, layer.batch, layer.state});
     const bool lstm = layer.mode == RecurrentMode::kLSTM;
     grad_cx =
-        lstm ? copy_or_zeros(grad_c, {layer.directions, layer.batch, layer.hidden}) : at::empty({0}, options);
-    grad_input = want_input_ ? (packed ? at::empty({layer.rows, layer.inputs}, options)
-                                       : at::empty({layer.steps, layer.batch, layer.inputs}, options))
-                             : at::empty({0}, options);
+        lstm ? copy_or_zeros(grad_c, {layer.directions, layer.batch, layer.hidden}) : empty({0}, options);
+    grad_input = want_input_ ? (packed ? empty({layer.rows, layer.inputs}, options)
+                                       : empty({layer.steps, layer.batch, layer.inputs}, options))
+                             : empty({0}, options);
     if (!layer.tokens) x_ = rows_of(layer, input, packed);
     grad_x_ = want_input_ ? rows_of(layer, grad_input, packed) : Rows{};
     const int64_t gates = layer.gates(), hidden = layer.hidden;
@@ -75,7 +74,7 @@ class RecurrentBackward {
   }
 
   void run() {
-    total_ = at::zeros({l_.directions, sums_.size + table_size()}, l_.options());
+    total_ = zeros({l_.directions, sums_.size + table_size()}, l_.options());
     if (l_.rows == 0) {
       if (want_input_) grad_input.zero_();
       return;
@@ -106,7 +105,7 @@ class RecurrentBackward {
     if (l_.weights[static_cast<size_t>(d)].b_ih.defined()) {
       const at::Tensor bias = sums.narrow(0, sums_.bias, l_.gradients());
       for (const auto* parts : {&parts_ih_, &parts_hh_}) {
-        at::Tensor grad = at::empty({gates}, l_.options());
+        at::Tensor grad = empty({gates}, l_.options());
         for (const WeightPart& part : *parts) {
           grad.narrow(0, part.to, part.count).copy_(bias.narrow(0, part.from, part.count));
         }
@@ -132,8 +131,8 @@ class RecurrentBackward {
   int64_t table_size() const { return want_weights_ && one_hot_ ? l_.inputs * l_.gradients() : 0; }
 
   at::Tensor copy_or_zeros(const at::Tensor& tensor, at::IntArrayRef shape) const {
-    if (!tensor.defined()) return at::zeros(shape, l_.options());
-    at::Tensor copy = at::empty(shape, l_.options());
+    if (!tensor.defined()) return zeros(shape, l_.options());
+    at::Tensor copy = empty(shape, l_.options());
     copy.copy_(tensor);
     return copy;
   }
@@ -173,7 +172,7 @@ class RecurrentBackward {
   // A weight packed for products from the left; its rows in the order of the gradients' columns.
   at::Tensor packed_rows(const at::Tensor& weight, const std::vector<WeightPart>& parts) const {
     const int64_t rows = weight.size(0);
-    at::Tensor packed = at::empty({rows * l_.padded(weight.size(1))}, l_.options());
+    at::Tensor packed = empty({rows * l_.padded(weight.size(1))}, l_.options());
     if (parts.empty()) {
       threaded_pack_rows(l_, weight, 0, rows, packed.data_ptr());
     } else {
@@ -315,7 +314,7 @@ class RecurrentBackward {
     const int64_t size = sums_.size + table_size();
     // The directions add to the same gradient of the input, one after the other.
     const int64_t tasks = want_input_ ? blocks : blocks * l_.directions;
-    at::Tensor sums = at::zeros({l_.directions, blocks, size}, l_.options());
+    at::Tensor sums = zeros({l_.directions, blocks, size}, l_.options());
     const int64_t cost = 2 * block * l_.steps * l_.gates() * (l_.inputs + l_.state);
     const int64_t grain = std::max<int64_t>(1, (1 << 17) / std::max<int64_t>(1, cost));
     at::parallel_for(0, tasks, grain, [&](int64_t first, int64_t last) {
@@ -329,7 +328,7 @@ class RecurrentBackward {
         }
       }
     });
-    total_ = at::zeros({l_.directions, size}, l_.options());
+    total_ = zeros({l_.directions, size}, l_.options());
     for (int64_t d = 0; want_weights_ && d < l_.directions; ++d) {
       panel_product_kernels().add_rows[l_.type](offset(sums, d * blocks * size), size, blocks, size,
                                                 offset(total_, d * size));

@@ -1,10 +1,9 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "../allocate.h"
 #include "recurrent_layer_backward.h"
 
 namespace d2lfast::ops {
@@ -78,12 +77,12 @@ void RecurrentBackward::project(const BackwardDirection& d, int64_t t, int64_t b
 // Gradients of the gates of all steps first, then each weight's gradient as one product.
 void RecurrentBackward::run_large(int64_t block) {
   const int64_t width = l_.gradients();
-  const Tensor gradients = at::empty({l_.directions, l_.rows, width}, l_.options());
+  const Tensor gradients = empty({l_.directions, l_.rows, width}, l_.options());
   Tensor grad_hidden, grad_projected, hidden;
   if (l_.projected) {
-    grad_hidden = at::empty({l_.directions, l_.batch, l_.hidden}, l_.options());
-    grad_projected = at::empty({l_.directions, l_.rows, l_.state}, l_.options());
-    hidden = at::empty({l_.directions, l_.rows, l_.hidden}, l_.options());
+    grad_hidden = empty({l_.directions, l_.batch, l_.hidden}, l_.options());
+    grad_projected = empty({l_.directions, l_.rows, l_.state}, l_.options());
+    hidden = empty({l_.directions, l_.rows, l_.hidden}, l_.options());
   }
   const auto begin_step = [&](int64_t index, int64_t t) {
     const BackwardDirection& d = directions_[static_cast<size_t>(index)];
@@ -182,17 +181,17 @@ void RecurrentBackward::large_weight_gradients(const Tensor& gradients, const Te
   } else {
     const Tensor x = input_.contiguous().view({l_.rows, l_.inputs});
     if (l_.inputs >= 8) {
-      ones = at::empty({l_.rows}, at::kLong);
+      ones = empty({l_.rows}, at::kLong);
       one_hot_ = panel_product_kernels().find_ones[l_.type](x.const_data_ptr(), l_.inputs, l_.rows, l_.inputs,
                                                             ones.mutable_data_ptr<int64_t>());
     }
     if (!one_hot_) {
-      x_panels = at::empty({l_.rows * l_.padded(l_.inputs)}, l_.options());
+      x_panels = empty({l_.rows * l_.padded(l_.inputs)}, l_.options());
       threaded_pack_rows(l_, x, 0, l_.rows, x_panels.data_ptr());
     }
   }
-  total_ = at::zeros({l_.directions, sums_.size + table_size()}, l_.options());
-  Tensor state_panels = at::empty({l_.rows * l_.padded(l_.state)}, l_.options());
+  total_ = zeros({l_.directions, sums_.size + table_size()}, l_.options());
+  Tensor state_panels = empty({l_.rows * l_.padded(l_.state)}, l_.options());
   for (int64_t index = 0; index < l_.directions; ++index) {
     const BackwardDirection& d = directions_[static_cast<size_t>(index)];
     char* sums = offset(total_, index * (sums_.size + table_size()));
@@ -222,7 +221,7 @@ void RecurrentBackward::large_weight_gradients(const Tensor& gradients, const Te
           from, width, l_.rows, width, ones.const_data_ptr<int64_t>(), sums + sums_.table * bytes());
     }
     if (l_.projected) {
-      Tensor panels = at::empty({l_.rows * l_.padded(l_.hidden)}, l_.options());
+      Tensor panels = empty({l_.rows * l_.padded(l_.hidden)}, l_.options());
       threaded_pack_rows(l_, hidden.select(0, index), 0, l_.rows, panels.data_ptr());
       threaded_add_weight(offset(grad_projected, index * l_.rows * l_.state), l_.state,
                           panels.const_data_ptr(), l_.hidden, {{0, l_.state, 0}},

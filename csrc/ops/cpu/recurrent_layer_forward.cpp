@@ -1,12 +1,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/index_select.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "../allocate.h"
 #include "recurrent_layer.h"
 #include "scratch.h"
 
@@ -33,15 +32,12 @@ class Forward {
       : l_(layer), packed_(packed), save_(save), kernels_(recurrent_sequence_kernels()) {
     const auto options = layer.options();
     const int64_t width = layer.directions * layer.state;
-    output = packed ? at::empty({layer.rows, width}, options)
-                    : at::empty({layer.steps, layer.batch, width}, options);
-    h_n = at::empty({layer.directions, layer.batch, layer.state}, options);
+    output = packed ? empty({layer.rows, width}, options) : empty({layer.steps, layer.batch, width}, options);
+    h_n = empty({layer.directions, layer.batch, layer.state}, options);
     const bool lstm = layer.mode == RecurrentMode::kLSTM;
-    c_n = lstm ? at::empty({layer.directions, layer.batch, layer.hidden}, options) : at::empty({0}, options);
-    saved =
-        save ? at::empty({layer.directions, layer.rows, layer.saved()}, options) : at::empty({0}, options);
-    cells = save && lstm ? at::empty({layer.directions, layer.rows, layer.hidden}, options)
-                         : at::empty({0}, options);
+    c_n = lstm ? empty({layer.directions, layer.batch, layer.hidden}, options) : empty({0}, options);
+    saved = save ? empty({layer.directions, layer.rows, layer.saved()}, options) : empty({0}, options);
+    cells = save && lstm ? empty({layer.directions, layer.rows, layer.hidden}, options) : empty({0}, options);
     hx_ = hx;
     cx_ = cx;
     input_ = input;
@@ -104,7 +100,7 @@ class Forward {
     to.c_n = lstm ? offset(c_n, at * l_.hidden) : nullptr;
     to.w_hh = pack_gates(l_.mode, l_.hidden, w.w_hh);
     const int64_t biases = gates_of(l_.mode) == 3 ? 4 : gates_of(l_.mode);
-    to.bias = at::empty({biases * l_.padded(l_.hidden)}, l_.options());
+    to.bias = empty({biases * l_.padded(l_.hidden)}, l_.options());
     kernels_.pack_bias[l_.type](l_.mode, l_.hidden, w.b_ih.defined() ? w.b_ih.const_data_ptr() : nullptr,
                                 w.b_hh.defined() ? w.b_hh.const_data_ptr() : nullptr, to.bias.data_ptr());
     if (l_.projected) to.w_hr = pack_gates(RecurrentMode::kTanh, l_.state, w.w_hr);
@@ -113,7 +109,7 @@ class Forward {
 
   Tensor pack_gates(RecurrentMode mode, int64_t hidden, const Tensor& weight) const {
     const int64_t gates = gates_of(mode);
-    Tensor packed = at::empty({gates * l_.padded(hidden) * weight.size(1)}, l_.options());
+    Tensor packed = empty({gates * l_.padded(hidden) * weight.size(1)}, l_.options());
     PackGates params{};
     params.mode = mode;
     params.hidden = hidden;
@@ -145,7 +141,7 @@ class Forward {
     Tensor ones;
     bool one_hot = l_.tokens;
     if (!l_.tokens && l_.inputs >= 8) {
-      ones = at::empty({l_.rows}, at::kLong);
+      ones = empty({l_.rows}, at::kLong);
       one_hot = panel_product_kernels().find_ones[l_.type](x.const_data_ptr(), l_.inputs, l_.rows, l_.inputs,
                                                            ones.mutable_data_ptr<int64_t>());
     }
@@ -154,8 +150,8 @@ class Forward {
       Direction& to = directions_[d];
       const Tensor& w_ih = l_.weights[d].w_ih;
       if (one_hot && (l_.tokens || finite(w_ih))) {
-        to.projected_input = l_.rows < l_.inputs ? at::index_select(w_ih, 1, ones).t().contiguous()
-                                                 : at::index_select(w_ih.t().contiguous(), 0, ones);
+        to.projected_input = l_.rows < l_.inputs ? w_ih.index_select(1, ones).t().contiguous()
+                                                 : w_ih.t().contiguous().index_select(0, ones);
         to.projected = own_rows(to.projected_input.unsqueeze(0), 0, l_.gates());
         continue;
       }
@@ -164,7 +160,7 @@ class Forward {
       } else if (l_.saved() == 0) {
         to.projected = to.y;
       } else {
-        to.projected_input = at::empty({1, l_.rows, l_.gates()}, l_.options());
+        to.projected_input = empty({1, l_.rows, l_.gates()}, l_.options());
         to.projected = own_rows(to.projected_input, 0, l_.gates());
       }
       const Tensor packed = pack_gates(RecurrentMode::kTanh, l_.gates(), w_ih);
@@ -281,7 +277,7 @@ class Forward {
   void run_units() const {
     const int64_t panels = l_.unit_panels(), tasks = panels * l_.directions;
     Tensor hidden;
-    if (l_.projected) hidden = at::empty({l_.directions, l_.batch, l_.hidden}, l_.options());
+    if (l_.projected) hidden = empty({l_.directions, l_.batch, l_.hidden}, l_.options());
     for (int64_t s = 0; s < l_.steps; ++s) {
       at::parallel_for(0, tasks, grain(l_.state), [&](int64_t begin, int64_t end) {
         for (int64_t index = 0; index < l_.directions; ++index) {

@@ -1,9 +1,8 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "../activation.h"
+#include "../allocate.h"
 #include "../batch_norm.h"
 #include "../dtype.h"
 #include "batch_norm_runner.h"
@@ -17,7 +16,7 @@ at::Tensor moments_cpu(const at::Tensor& input) {
               input.sizes());
   const DType dtype = kernel_dtype(input, "d2lfast::_sync_batch_norm_moments");
   const int64_t channels = input.size(1);
-  at::Tensor moments = at::zeros({2, channels}, input.options().dtype(at::kDouble));
+  at::Tensor moments = zeros({2, channels}, input.options().dtype(at::kDouble));
   if (input.numel() == 0) return moments;
   const auto format = input.suggest_memory_format();
   const at::Tensor source = input.contiguous(format);
@@ -61,18 +60,12 @@ std::tuple<at::Tensor, at::Tensor> backward_elements_cpu(
   const Activation activation = parse_activation(activation_name);
   const int64_t channels = input.size(1);
   const auto format = input.suggest_memory_format();
-  TORCH_CHECK(grad_output.sizes() == input.sizes() && grad_output.scalar_type() == input.scalar_type(),
-              "expected grad_output of size ", input.sizes(), " and type ", input.toString());
-  TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == 3 && statistics.size(1) == channels,
-              "expected statistics of ", channels, " channels");
+  check_batch_norm_backward(grad_output, input, statistics, output, mask, activation);
   TORCH_CHECK(sums.dim() == 2 && sums.size(0) == 2 && sums.size(1) == channels, "expected sums of ", channels,
               " channels");
-  TORCH_CHECK(!keeps_output(activation) || (output.has_value() && output->sizes() == input.sizes() &&
-                                            output->scalar_type() == input.scalar_type()),
-              "expected the output of the activation");
-  at::Tensor grad_input = at::empty(input.sizes(), input.options().memory_format(format));
-  at::Tensor grad_residual = wants_residual ? at::empty(input.sizes(), input.options().memory_format(format))
-                                            : at::empty({0}, input.options());
+  at::Tensor grad_input = empty(input.sizes(), input.options().memory_format(format));
+  at::Tensor grad_residual = wants_residual ? empty(input.sizes(), input.options().memory_format(format))
+                                            : empty({0}, input.options());
   if (input.numel() == 0) return {grad_input, grad_residual};
 
   const at::Tensor x = input.contiguous(format), gradient = grad_output.contiguous(format);
@@ -85,10 +78,6 @@ std::tuple<at::Tensor, at::Tensor> backward_elements_cpu(
   run.base.gradient = gradient.const_data_ptr();
   run.base.activated = activated.defined() ? activated.const_data_ptr() : nullptr;
   if (activation == Activation::kReLU && mask.has_value() && mask->defined()) {
-    const auto size = batch_norm_mask_size(input, format);
-    TORCH_CHECK(
-        mask->sizes() == at::IntArrayRef(size) && mask->scalar_type() == at::kByte && mask->is_contiguous(),
-        "expected a mask of size ", at::IntArrayRef(size), ", but got ", mask->sizes());
     run.base.mask = const_cast<uint8_t*>(mask->const_data_ptr<uint8_t>());
   }
   run.base.result = grad_input.mutable_data_ptr();

@@ -30,7 +30,26 @@ class _Recurrent(nn.Module):
         return isinstance(self.rnn, ours) and has_kernels("gru_layer", tokens.device.type)
 
 
-class RNN(_Recurrent):
+class _Stacked(_Recurrent):
+    """Layers of `kind`, a name in `layers`, in one direction."""
+
+    kind: str
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_hiddens: int,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        *,
+        layers: Any = d2lfast.nn,
+    ) -> None:
+        super().__init__()
+        self.num_hiddens = num_hiddens
+        self.rnn = getattr(layers, self.kind)(num_inputs, num_hiddens, num_layers, dropout=dropout)
+
+
+class RNN(_Stacked):
     """Recurrent layers with tanh.
 
     Args:
@@ -40,52 +59,19 @@ class RNN(_Recurrent):
         layers: namespace that the layer is taken from, `d2lfast.nn` or `torch.nn`.
     """
 
-    def __init__(
-        self,
-        num_inputs: int,
-        num_hiddens: int,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        *,
-        layers: Any = d2lfast.nn,
-    ) -> None:
-        super().__init__()
-        self.num_hiddens = num_hiddens
-        self.rnn = layers.RNN(num_inputs, num_hiddens, num_layers, dropout=dropout)
+    kind = "RNN"
 
 
-class LSTM(_Recurrent):
+class LSTM(_Stacked):
     """LSTM layers (Hochreiter and Schmidhuber, 1997); the state is a pair. Arguments as for `RNN`."""
 
-    def __init__(
-        self,
-        num_inputs: int,
-        num_hiddens: int,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        *,
-        layers: Any = d2lfast.nn,
-    ) -> None:
-        super().__init__()
-        self.num_hiddens = num_hiddens
-        self.rnn = layers.LSTM(num_inputs, num_hiddens, num_layers, dropout=dropout)
+    kind = "LSTM"
 
 
-class GRU(_Recurrent):
+class GRU(_Stacked):
     """GRU layers (Cho et al., 2014). Arguments as for `RNN`."""
 
-    def __init__(
-        self,
-        num_inputs: int,
-        num_hiddens: int,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        *,
-        layers: Any = d2lfast.nn,
-    ) -> None:
-        super().__init__()
-        self.num_hiddens = num_hiddens
-        self.rnn = layers.GRU(num_inputs, num_hiddens, num_layers, dropout=dropout)
+    kind = "GRU"
 
 
 class BiGRU(_Recurrent):

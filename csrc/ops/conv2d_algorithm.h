@@ -13,7 +13,7 @@ namespace d2lfast::ops {
 
 // kWinograd: F(4x4, 3x3) for dense 3x3 kernels. kGemm: matrix products for 1x1 kernels. For few channels per
 // group on the CPU: vectors along channels (kChannels) or along columns of planes read in place (kPlanes).
-// kDirect: our kernels on flat grids, on CUDA for few channels per group. kImplicitGemm: CUDA tensor cores.
+// kDirect: our kernels on flat grids, on CUDA for few channels per group. kImplicitGemm: CUDA, dense.
 // kAten: torch's own convolution (oneDNN on the CPU).
 enum class Conv2dAlgorithm { kWinograd, kGemm, kChannels, kPlanes, kDirect, kImplicitGemm, kAten };
 enum class Conv2dPass { kForward, kGradInput, kGradWeight };

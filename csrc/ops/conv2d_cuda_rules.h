@@ -22,12 +22,24 @@ inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {
   return pass == Conv2dPass::kGradWeight ? channels * results <= 128 : channels <= 8 && results <= 64;
 }
 
-// Tensor cores take 16-bit elements in vectors of 8 channels; the data gradient is a convolution of the
-// gradient where the stride is 1.
+// Dense layers whose channels fill 16-byte vectors.
 inline bool cuda_implicit_computes(const Conv2dShape& s, Conv2dPass pass) {
-  if (!s.cuda || s.groups != 1 || (s.dtype != DType::kBFloat16 && s.dtype != DType::kFloat16)) return false;
-  if (pass == Conv2dPass::kForward) return s.channels % 8 == 0;
-  return pass == Conv2dPass::kGradInput && s.result_channels % 8 == 0 && s.stride[0] == 1 && s.stride[1] == 1;
+  if (!s.cuda || s.groups != 1 || s.dtype == DType::kFloat64) return false;
+  constexpr int64_t kMaxImage = int64_t{1} << 30;
+  const int64_t lanes = s.dtype == DType::kFloat32 ? 4 : 8;
+  const int64_t pixels = s.batch * s.result_height() * s.result_width();
+  if (s.channels * s.height * s.width > kMaxImage ||
+      s.result_channels * s.result_height() * s.result_width() > kMaxImage) {
+    return false;
+  }
+  switch (pass) {
+    case Conv2dPass::kForward:
+      return s.channels % lanes == 0;
+    case Conv2dPass::kGradInput:
+      return s.result_channels % lanes == 0;
+    default:
+      return s.channels % lanes == 0 && s.result_channels % lanes == 0 && pixels <= kMaxImage;
+  }
 }
 
 }  // namespace d2lfast::ops

@@ -39,16 +39,29 @@ struct Conv2dWeightParams {
   int32_t splits;
 };
 
-// Dense, channels_last, 16-bit tensors with C % 8 == 0, on tensor cores.
+// Dense, channels_last, with channels in multiples of 16 bytes. float32 is exact, or rounded to TF32 with
+// `tf32`. Transposed, the data gradient: the source is the gradient of the output.
 struct Conv2dImplicitParams {
   const void* source;  // [N,H,W,C]
   const void* weight;  // [O,KH,KW,C]
   const void* bias;    // [O] or null
-  void* result;        // [N,OH,OW,O]
+  void* result;        // [N,OH,OW,O], written once
   Activation activation;
   int64_t batch;
   int32_t source_channels, result_channels;
   Conv2dAxis h, w;
+  bool transposed, tf32;
+};
+
+struct Conv2dImplicitWeightParams {
+  const void* gradient;  // [N,OH,OW,O] of the output
+  const void* source;    // [N,H,W,C]
+  float* partial;        // [splits,KH,KW,C,O], written
+  int64_t batch;
+  int32_t source_channels, result_channels;
+  Conv2dAxis h, w;
+  bool tf32;
+  int32_t splits;
 };
 
 constexpr int64_t kMaxConv2dTaps = 256;  // of the direct kernels
@@ -59,5 +72,11 @@ cudaError_t launch_conv2d_direct(const Conv2dDirectParams& params, DType dtype, 
 int32_t conv2d_weight_splits(const Conv2dWeightParams& params);
 cudaError_t launch_conv2d_weight(const Conv2dWeightParams& params, DType dtype, cudaStream_t stream);
 cudaError_t launch_conv2d_implicit(const Conv2dImplicitParams& params, DType dtype, cudaStream_t stream);
+int32_t conv2d_implicit_weight_splits(const Conv2dImplicitWeightParams& params);
+cudaError_t launch_conv2d_implicit_weight(const Conv2dImplicitWeightParams& params, DType dtype,
+                                          cudaStream_t stream);
+// Adds [splits,count] of accumulator type up, from the first to the last, into [count] of the tensors' type.
+cudaError_t launch_add_parts(const void* partial, void* result, int32_t splits, int64_t count, DType dtype,
+                             cudaStream_t stream);
 
 }  // namespace d2lfast::cuda

@@ -11,6 +11,8 @@
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
+#include "vector.cuh"
+
 // Shared memory is passed as SharedPointer<T> and never through another pointer type.
 #define D2LFAST_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 
@@ -23,6 +25,12 @@ template <typename T>
 __device__ __forceinline__ SharedPointer<T> dynamic_shared() {
   extern __shared__ __align__(16) unsigned char d2lfast_dynamic_shared[];
   return reinterpret_cast<T*>(d2lfast_dynamic_shared);
+}
+
+// V neighbouring elements by one access, aligned to their size.
+template <int V, typename T>
+__device__ __forceinline__ Vector<T, V> load_shared(const T* address) {
+  return load<V>(address);
 }
 
 constexpr unsigned kFullWarp = 0xffffffffu;

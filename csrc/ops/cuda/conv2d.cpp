@@ -1,5 +1,6 @@
 #include "../conv2d.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
@@ -56,21 +57,28 @@ void run_direct(const Conv2dShape& s, const at::Tensor& input, const at::Tensor&
   C10_CUDA_CHECK(cuda::launch_conv2d_direct(params, s.dtype, current_stream()));
 }
 
-// The data gradient of stride 1 is the convolution of the gradient with the flipped weight.
+// As torch's own convolutions on the device: the switch of cuDNN's.
+bool takes_tf32() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::CONV) ==
+         at::Float32Precision::TF32;
+}
+
+// The tensors of implicit GEMM begin on a 16-byte boundary.
+at::Tensor pixels_of(const at::Tensor& tensor) {
+  const at::Tensor dense = tensor.contiguous(at::MemoryFormat::ChannelsLast);
+  const bool aligned = reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0;
+  return aligned ? dense : dense.clone();
+}
+
 void run_implicit(const Conv2dShape& s, const at::Tensor& input, const at::Tensor& weight,
                   const at::Tensor* bias, Activation activation, bool transposed, const at::Tensor& result) {
-  const at::Tensor source = input.contiguous(at::MemoryFormat::ChannelsLast);
-  at::Tensor packed = transposed ? weight.transpose(0, 1).flip({2, 3}) : weight;
-  packed = packed.permute({0, 2, 3, 1}).contiguous();
+  const at::Tensor source = pixels_of(input);
+  const at::Tensor packed = pixels_of(transposed ? weight.transpose(0, 1) : weight);
   const at::Tensor offsets = bias != nullptr ? bias->contiguous() : at::Tensor();
   const bool last = is_channels_last(layout_of(result));
   const at::Tensor target =
       last ? result
            : at::empty(result.sizes(), result.options().memory_format(at::MemoryFormat::ChannelsLast));
-  cuda::Conv2dAxis axes[2] = {axis_of(s, 0, transposed), axis_of(s, 1, transposed)};
-  if (transposed) {
-    for (auto& axis : axes) axis.pad = axis.dilation * (axis.kernel - 1) - axis.pad;
-  }
   const cuda::Conv2dImplicitParams params{source.const_data_ptr(),
                                           packed.const_data_ptr(),
                                           bias != nullptr ? offsets.const_data_ptr() : nullptr,
@@ -79,15 +87,48 @@ void run_implicit(const Conv2dShape& s, const at::Tensor& input, const at::Tenso
                                           s.batch,
                                           narrow(transposed ? s.result_channels : s.channels),
                                           narrow(transposed ? s.channels : s.result_channels),
-                                          axes[0],
-                                          axes[1]};
+                                          axis_of(s, 0, transposed),
+                                          axis_of(s, 1, transposed),
+                                          transposed,
+                                          takes_tf32()};
   C10_CUDA_CHECK(cuda::launch_conv2d_implicit(params, s.dtype, current_stream()));
   if (!last) result.copy_(target);
 }
 
-// Parts of the pixels are added up by blocks, and the parts by torch, each in a fixed order.
-at::Tensor weight_gradient(const Conv2dShape& s, const at::Tensor& gradient, const at::Tensor& input,
-                           const at::Tensor& weight, at::MemoryFormat format) {
+// Parts [splits,count], added in their order, in the tensors' type.
+at::Tensor add_parts(const at::Tensor& partial, const at::Tensor& like) {
+  at::Tensor total = at::empty({partial.size(1)}, like.options());
+  C10_CUDA_CHECK(cuda::launch_add_parts(partial.const_data_ptr(), total.mutable_data_ptr(),
+                                        narrow(partial.size(0)), partial.size(1),
+                                        kernel_dtype(like, "d2lfast::conv2d"), current_stream()));
+  return total;
+}
+
+at::Tensor implicit_weight_gradient(const Conv2dShape& s, const at::Tensor& gradient, const at::Tensor& input,
+                                    const at::Tensor& weight) {
+  const at::Tensor grad = pixels_of(gradient), source = pixels_of(input);
+  cuda::Conv2dImplicitWeightParams params{grad.const_data_ptr(),
+                                          source.const_data_ptr(),
+                                          nullptr,
+                                          s.batch,
+                                          narrow(s.channels),
+                                          narrow(s.result_channels),
+                                          axis_of(s, 0, false),
+                                          axis_of(s, 1, false),
+                                          takes_tf32(),
+                                          1};
+  params.splits = cuda::conv2d_implicit_weight_splits(params);
+  const at::Tensor partial = at::empty({params.splits, weight.numel()}, weight.options().dtype(at::kFloat));
+  params.partial = partial.mutable_data_ptr<float>();
+  C10_CUDA_CHECK(cuda::launch_conv2d_implicit_weight(params, s.dtype, current_stream()));
+  const at::Tensor total = add_parts(partial, weight);  // [KH,KW,C,O]
+  at::Tensor result = at::empty_like(weight);
+  result.copy_(total.view({s.kernel_h, s.kernel_w, s.channels, s.result_channels}).permute({3, 2, 0, 1}));
+  return result;
+}
+
+at::Tensor direct_weight_gradient(const Conv2dShape& s, const at::Tensor& gradient, const at::Tensor& input,
+                                  const at::Tensor& weight, at::MemoryFormat format) {
   const at::Tensor grad = gradient.contiguous(format), source = input.contiguous(format);
   cuda::Conv2dWeightParams params{grad.const_data_ptr(),
                                   source.const_data_ptr(),
@@ -105,10 +146,10 @@ at::Tensor weight_gradient(const Conv2dShape& s, const at::Tensor& gradient, con
                                        weight.options().dtype(accumulator_type(weight.scalar_type())));
   params.partial = partial.mutable_data_ptr();
   C10_CUDA_CHECK(cuda::launch_conv2d_weight(params, s.dtype, current_stream()));
+  const at::Tensor total = add_parts(partial, weight).view(weight.sizes());
+  if (weight.is_contiguous()) return total;
   at::Tensor result = at::empty_like(weight);
-  const at::Tensor total = params.splits == 1 ? partial.select(0, 0) : at::sum(partial, {0});
-  result.copy_(total.view(weight.sizes()));
-  return result;
+  return result.copy_(total);
 }
 
 Conv2dShape cuda_shape(const at::Tensor& input, const at::Tensor& weight,
@@ -169,9 +210,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cuda(
     run(shape, grad, weight, nullptr, Activation::kNone, true, grad_input);
     wants_input = false;
   }
-  if ((wants_weight || wants_bias) && !empty &&
-      choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, requested) == Conv2dAlgorithm::kDirect) {
-    if (wants_weight) grad_weight = weight_gradient(shape, grad, images, weight, format);
+  const auto weight_algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, requested);
+  if ((wants_weight || wants_bias) && !empty && weight_algorithm != Conv2dAlgorithm::kAten) {
+    if (wants_weight) {
+      grad_weight = weight_algorithm == Conv2dAlgorithm::kDirect
+                        ? direct_weight_gradient(shape, grad, images, weight, format)
+                        : implicit_weight_gradient(shape, grad, images, weight);
+    }
     if (wants_bias) grad_bias = at::sum(grad, {0, 2, 3});
     wants_weight = wants_bias = false;
   }

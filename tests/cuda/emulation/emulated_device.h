@@ -3,6 +3,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "../../../csrc/kernels/cuda/vector.cuh"
 #include "grid.h"
 
 // The names of csrc/kernels/cuda/device.cuh on a CPU.
@@ -58,6 +59,7 @@ class SharedElement {
 template <typename T>
 class SharedPointer {
  public:
+  SharedPointer() = default;
   SharedPointer(emulation::SharedMemory* memory, int64_t offset) : memory_(memory), offset_(offset) {}
   SharedElement<T> operator[](int64_t i) const {
     const int64_t at = offset_ + i;
@@ -70,8 +72,8 @@ class SharedPointer {
   int64_t offset() const { return offset_; }
 
  private:
-  emulation::SharedMemory* memory_;
-  int64_t offset_;
+  emulation::SharedMemory* memory_ = nullptr;
+  int64_t offset_ = 0;
 };
 
 template <typename T>
@@ -87,6 +89,14 @@ SharedPointer<T> shared_array(const char* name, int line, int64_t count) {
 template <typename T>
 SharedPointer<T> dynamic_shared() {
   return shared_array<T>("", 0, Grid::get().shape.shared_bytes / sizeof(T));
+}
+
+template <int V, typename T>
+Vector<T, V> load_shared(SharedPointer<T> address) {
+  if (address.offset() % V != 0) Grid::get().fail("a misaligned access to shared memory");
+  Vector<T, V> value;
+  for (int i = 0; i < V; ++i) value.lane[i] = address[i];
+  return value;
 }
 
 template <typename T>

@@ -10,6 +10,7 @@
 #include "kernels/cpu/isa.h"
 #include "memory/cpu_allocator.h"
 #include "ops/conv2d_algorithm.h"
+#include "ops/cpu/recurrent_layer.h"
 
 // Each csrc/ops/<op>.cpp adds its schemas to this library with TORCH_LIBRARY_FRAGMENT:
 // conv2d, pool2d, adaptive_pool2d, batch_norm, recurrent.
@@ -51,6 +52,7 @@ PYBIND11_MODULE(_C, m) {
   m.add_object("recurrent_generate",
                pybind11::reinterpret_steal<pybind11::object>(PyCFunction_NewEx(&generate, nullptr, nullptr)));
   m.def("conv2d_algorithms", conv2d_algorithms);
+  m.def("recurrent_schedule", d2lfast::ops::recurrent_schedule);
   m.def("winograd_allowed", d2lfast::ops::winograd_allowed);
   m.def("allow_winograd", d2lfast::ops::allow_winograd);
   m.def("conv2d_algorithm_names", d2lfast::ops::conv2d_algorithm_names);

@@ -1,4 +1,4 @@
-"""Choice of the convolution algorithm: the override and its explanation."""
+"""Choice of the convolution algorithm, and the explanation of every layer's."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from d2lfast import _extension
+from d2lfast.recurrent_algorithm import recurrent_algorithm
 
 CONV2D_ALGORITHMS = ("auto", *_extension.load().conv2d_algorithm_names())
 
@@ -57,16 +58,20 @@ def explain(
     """Name the algorithm that would run for each pass of a layer or operator.
 
     Args:
-        module_or_op: a `Conv2d`, or `torch.ops.d2lfast.conv2d` / "conv2d", or any other layer or operator.
-        shapes: of the input [N,C,H,W] and, for an operator, of the weight [O,C/groups,KH,KW].
+        module_or_op: a `Conv2d`, `RNN`, `GRU` or `LSTM`; "conv2d", "rnn_layer", "gru_layer", "lstm_layer" or
+            the operator of `torch.ops.d2lfast`; or any other layer or operator.
+        shapes: of the input [N,C,H,W] and, for an operator, of the weight [O,C/groups,KH,KW]; of a recurrent
+            layer's input [T,N,I] (a module's as it takes it) and, for an operator, of w_hh [G*H,H].
         stride, padding, dilation, groups: of the operator; a module has its own.
         dtype: of the input.
         channels_last: layout of the input.
         device: "cpu" or "cuda".
 
     Returns:
-        `{"forward": ..., "grad_input": ..., "grad_weight": ...}` for convolutions. Every other operator has
-        one algorithm of its own, and `{"forward": "direct", "backward": "direct"}` says so.
+        `{"forward": ..., "grad_input": ..., "grad_weight": ...}` for convolutions. For recurrent layers
+        `{"forward": ..., "backward": ...}` with the names of `d2lfast.recurrent_algorithm`; forward is that
+        without gradients. Every other operator has one algorithm of its own, and
+        `{"forward": "direct", "backward": "direct"}` says so.
 
     Raises:
         ValueError: a shape is missing.
@@ -91,6 +96,10 @@ def explain(
         if len(shapes) < 2:
             raise ValueError("explain needs the shapes of the input and of the weight")
         weight_shape = shapes[1]
+    elif isinstance(module_or_op, torch.nn.RNNBase) or any(
+        f"{name}_layer" in str(module_or_op) for name in ("rnn", "gru", "lstm")
+    ):
+        return _explain_recurrent(module_or_op, shapes, dtype, device)
     else:
         return {"forward": "direct", "backward": "direct"}
 
@@ -111,3 +120,36 @@ def explain(
         device == "cuda",
     )
     return dict(zip(("forward", "grad_input", "grad_weight"), names))
+
+
+def _explain_recurrent(
+    module_or_op: Any, shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: str
+) -> dict[str, str]:
+    if isinstance(module_or_op, torch.nn.RNNBase):
+        layer = module_or_op
+        if len(shapes) < 1:
+            raise ValueError("explain needs the shape of the input")
+        # Tokens lack the last axis, single sequences the batch's.
+        axis = 0 if layer.batch_first else 1
+        shape = shapes[0]
+        batch = shape[axis] if len(shape) == 3 or (len(shape) == 2 and shape[1] != layer.input_size) else 1
+        kind, inputs, hidden, projection = layer.mode, layer.input_size, layer.hidden_size, layer.proj_size
+        directions = 2 if layer.bidirectional else 1
+        weight: Any = layer.weight_hh_l0
+        dtype, device = weight.dtype, weight.device.type
+    else:
+        if len(shapes) < 2:
+            raise ValueError("explain needs the shapes of the input and of the recurrent weight")
+        (_, batch, inputs), (rows, state) = shapes[0], shapes[1]
+        kind = next(name for name in ("rnn", "gru", "lstm") if f"{name}_layer" in str(module_or_op))
+        hidden = rows // {"rnn": 1, "gru": 3, "lstm": 4}[kind]
+        projection, directions = (0 if state == hidden else state), 1
+    mode = {"rnn_tanh": "tanh", "rnn_relu": "relu", "rnn": "tanh"}.get(kind.lower(), kind.lower())
+    forward, backward = (
+        recurrent_algorithm(
+            mode, batch, inputs, hidden, projection=projection, directions=directions, dtype=dtype,
+            device=device, training=training,
+        )
+        for training in (False, True)
+    )  # fmt: skip
+    return {"forward": forward, "backward": backward}

@@ -181,15 +181,18 @@ class _Tracer(TorchFunctionMode):
                 view = _widened(module, view, (first.shape[-2], first.shape[-1]))
                 _mark(output, view)
                 row.receptive_field = None if view is None or output.dim() != 4 else view[0]
-            row.algorithm = _algorithm(module, first) if ours else "torch"
+            row.algorithm = _algorithm(module, inputs[0] if inputs else None) if ours else "torch"
 
         return hook
 
 
-def _algorithm(module: nn.Module, input: Tensor | None) -> str:
-    if input is None:
+def _algorithm(module: nn.Module, input: Any) -> str:
+    if isinstance(module, nn.RNNBase) and isinstance(input, PackedSequence):
+        batch, size = int(input.batch_sizes[0]), input.data.shape[-1]
+        input = input.data.new_empty((batch, 1, size) if module.batch_first else (1, batch, size))
+    if not isinstance(input, Tensor):
         return "direct"
-    names = explain(module, input.shape) if isinstance(module, nn.Conv2d) else explain(module)
+    names = explain(module, input.shape) if isinstance(module, (nn.Conv2d, nn.RNNBase)) else explain(module)
     distinct = list(dict.fromkeys(names.values()))
     return distinct[0] if len(distinct) == 1 else "/".join(names.values())
 

@@ -88,6 +88,7 @@ class Case:
         parameter_scale: standard deviation of the parameters.
         float32_parameters: parameters and buffers stay float32 beside 16-bit inputs.
         convolution: weight shape and keyword arguments that name the algorithm, for convolutions.
+        sequences: shapes of the input [T,N,I] and of w_hh that name the algorithm, for recurrent layers.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Case:
     parameter_scale: float = 1.0
     float32_parameters: bool = False
     convolution: dict[str, int] | None = None
+    sequences: tuple[Shape, Shape] | None = None
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
@@ -130,7 +132,9 @@ class Case:
             return "native"
         if d2lfast.explain is None:
             return "-"
-        if self.convolution is None:
+        if self.sequences is not None:
+            names = d2lfast.explain(self.operator, *self.sequences, dtype=dtype)
+        elif self.convolution is None:
             names = d2lfast.explain(self.operator, *self.inputs)
         else:
             settings: dict[str, Any] = dict(self.convolution)
@@ -140,6 +144,8 @@ class Case:
             )  # fmt: skip
         if what is Pass.FORWARD:
             return names["forward"]
+        if self.sequences is not None:
+            return names["backward"]
         passes = [name for key, name in names.items() if self.input_grad or key != "grad_input"]
         return passes[0] if len(set(passes)) == 1 else "/".join(passes)
 

@@ -1,8 +1,11 @@
-"""Recurrent cells, one time step each: generation, small hidden states, the book's batch, large ones."""
+"""Recurrent cells and layers: generation, small hidden states, the book's batch, large ones, text, names."""
 
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 
 import d2lfast.nn
 from d2lfast.bench.case import Case, Maker, Reductions, Work
@@ -65,6 +68,14 @@ CASES = [
 _LAYERS = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
 
 
+def _layer(module: Any, kind: str, size: int, hidden: int, weights: Any, **options: Any) -> Any:
+    """A layer of the namespace `module` whose parameters are the case's own."""
+    layer = getattr(module, _LAYERS[kind])(size, hidden, device="meta", **options)
+    for name, weight in zip(layer._flat_weights_names, weights, strict=True):
+        setattr(layer, name, weight)
+    return layer
+
+
 def layer_case(
     kind: str, steps: int, batch: int, size: int, hidden: int, layers: int = 1, bidirectional: bool = False
 ) -> Case:
@@ -86,11 +97,9 @@ def layer_case(
 
     def maker(module: Any) -> Maker:
         def make(weights, buffers):
-            layer = getattr(module, _LAYERS[kind])(
-                size, hidden, layers, bidirectional=bidirectional, device="meta"
+            layer = _layer(
+                module, kind, size, hidden, weights, num_layers=layers, bidirectional=bidirectional
             )
-            for name, weight in zip(layer._flat_weights_names, weights, strict=True):
-                setattr(layer, name, weight)
             return lambda x: layer(x)[0]
 
         return make
@@ -110,6 +119,7 @@ def layer_case(
             output=steps * (size + hidden), grad_input=steps * rows, grad_parameter=steps * tokens
         ),
         parameter_scale=0.5 * hidden**-0.5,
+        sequences=((steps, batch, size), (rows, hidden)),
     )
 
 
@@ -119,7 +129,114 @@ CASES += [
     for sizes in ((32, 32, 28, 32), (35, 1024, 28, 32), (35, 32, 256, 256), (35, 20, 650, 650))
 ]
 CASES += [
-    layer_case("gru", *sizes, **options)
+    layer_case(kind, *sizes, **options)
+    for kind in _GATES
     for sizes in ((32, 32, 28, 32), (35, 1024, 28, 32))
     for options in ({"layers": 2}, {"bidirectional": True})
 ]
+
+
+def step_case(kind: str, size: int, hidden: int) -> Case:
+    """Generation: one step of one row from a given state."""
+    rows, states = _GATES[kind] * hidden, 2 if kind == "lstm" else 1
+    product = 2 * rows * (size + hidden)
+    values = size + 2 * states * hidden + rows * (size + hidden + 2)
+
+    def maker(module: Any) -> Maker:
+        def make(weights, buffers):
+            layer = _layer(module, kind, size, hidden, weights)
+            return lambda x, *state: layer(x, state if kind == "lstm" else state[0])[0]
+
+        return make
+
+    return Case(
+        name=f"{kind}_layer/1-1-{size}-{hidden}-step",
+        family="recurrent",
+        operator=f"{kind}_layer",
+        inputs=((1, 1, size), *([(1, 1, hidden)] * states)),
+        parameters=((rows, size), (rows, hidden), (rows,), (rows,)),
+        native=maker(torch.nn),
+        ours=maker(d2lfast.nn),
+        forward=Work(product, values),
+        both=Work(3 * product, 3 * values),
+        reductions=Reductions(output=size + hidden, grad_input=rows, grad_parameter=1),
+        parameter_scale=hidden**-0.5,
+        sequences=((1, 1, size), (rows, hidden)),
+    )
+
+
+def packed_case(kind: str, lengths: list[int], size: int, hidden: int) -> Case:
+    """Sequences of falling lengths without padding."""
+    steps, batch, tokens = lengths[0], len(lengths), sum(lengths)
+    sizes = torch.tensor([sum(length > t for length in lengths) for t in range(steps)])
+    padded = layer_case(kind, steps, batch, size, hidden)
+    rows = _GATES[kind] * hidden
+    product, parameters = 2 * tokens * rows * (size + hidden), rows * (size + hidden + 2)
+    saved = tokens * hidden * {"rnn": 1, "gru": 5, "lstm": 6}[kind]
+    values = tokens * (size + hidden) + parameters
+
+    def maker(module: Any) -> Maker:
+        def make(weights, buffers):
+            layer = _layer(module, kind, size, hidden, weights)
+            return lambda x: layer(PackedSequence(x, sizes))[0].data
+
+        return make
+
+    return Case(
+        name=f"{kind}_layer/{tokens}-tokens-{size}-{hidden}-packed",
+        family="recurrent",
+        operator=f"{kind}_layer",
+        inputs=((tokens, size),),
+        parameters=padded.parameters,
+        native=maker(torch.nn),
+        ours=maker(d2lfast.nn),
+        forward=Work(product, values),
+        both=Work(3 * product, 2 * values + parameters + 2 * saved),
+        reductions=padded.reductions,
+        parameter_scale=padded.parameter_scale,
+        sequences=padded.sequences,
+    )
+
+
+def language_model_case(steps: int, batch: int, vocab: int, hidden: int) -> Case:
+    """The book's character model from one-hot tokens to the loss; a one-hot product is a look-up."""
+    tokens = steps * batch
+    product = 2 * tokens * hidden * (hidden + vocab)
+    shapes = ((hidden, vocab), (hidden, hidden), (hidden,), (hidden,), (vocab, hidden), (vocab,))
+    values = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes)
+
+    def maker(module: Any) -> Maker:
+        def make(weights, buffers):
+            layer = _layer(module, "rnn", vocab, hidden, weights[:4])
+            text = torch.randint(vocab, (steps + 1, batch), generator=torch.Generator().manual_seed(0))
+
+            def loss() -> Tensor:
+                rows = functional.one_hot(text[:-1], vocab).to(weights[0].dtype)
+                logits = functional.linear(layer(rows)[0], weights[4], weights[5])
+                return functional.cross_entropy(logits.flatten(0, 1), text[1:].flatten())
+
+            return loss
+
+        return make
+
+    return Case(
+        name=f"rnn_layer/{steps}-{batch}-{vocab}-{hidden}-one-hot-model",
+        family="recurrent",
+        operator="rnn_layer",
+        inputs=(),
+        parameters=shapes,
+        native=maker(torch.nn),
+        ours=maker(d2lfast.nn),
+        forward=Work(product, values + tokens * (2 * vocab + hidden)),
+        both=Work(3 * product, 3 * values + tokens * (4 * vocab + 4 * hidden)),
+        reductions=Reductions(output=steps * hidden, grad_parameter=steps * tokens),
+        parameter_scale=0.5 * hidden**-0.5,
+        sequences=((steps, batch, vocab), (hidden, hidden)),
+    )
+
+
+CASES += [step_case(kind, 28, 32) for kind in _GATES]
+# As many tokens as 32 full sequences of 32; and names.
+CASES += [packed_case(kind, list(range(63, 0, -2)), 28, 32) for kind in _GATES]
+CASES.append(packed_case("gru", sorted((2 + i * 7 % 13 for i in range(256)), reverse=True), 100, 100))
+CASES.append(language_model_case(32, 1024, 28, 32))

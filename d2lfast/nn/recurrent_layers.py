@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from d2lfast import _extension
 from d2lfast._support import has_kernels, supported
+from d2lfast.recurrent_algorithm import torch_is_faster
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -28,8 +29,24 @@ def _takes(module: Any, mode: str, input: Any) -> bool:
     data = input.data if isinstance(input, PackedSequence) else input
     if data.device.type == "cuda" and data.dtype is not torch.int64 and not _fits_cuda(module, mode):
         return False
-    tokens = data.dtype is torch.int64 and has_kernels("gru_layer", data.device.type)
-    return tokens or supported(data, "gru_layer")
+    if data.dtype is torch.int64:
+        return has_kernels("gru_layer", data.device.type)
+    return supported(data, "gru_layer") and not _left_to_torch(module, mode, input)
+
+
+def _left_to_torch(module: Any, mode: str, input: Any) -> bool:
+    """Whether torch's layer is faster on this dense batch on the CPU; compiled code keeps the operator."""
+    if isinstance(input, PackedSequence) or input.dim() != 3 or module.proj_size or _is_compiling():
+        return False
+    if input.device.type != "cpu":
+        return False
+    dtype = input.dtype
+    if dtype is torch.float32 and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    if dtype is not torch.bfloat16:
+        return False
+    batch = input.size(0 if module.batch_first else 1)
+    return torch_is_faster(mode, dtype, batch, module.input_size, module.hidden_size, torch.is_grad_enabled())
 
 
 def _fits_cuda(module: Any, mode: str) -> bool:

@@ -80,3 +80,15 @@ def test_command(tmp_path, monkeypatch):
     }
     assert document["fill_seconds"]["cached"] > 0
     assert memory.stats().enabled == enabled
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("sizes", [(9, 32, 28, 32), (5, 20, 150, 200)])
+def test_recurrent_layers_keep_no_more_than_torch(kind, sizes):
+    steps, batch, inputs, hidden = sizes
+    results = []
+    for layers in (d2lfast.nn, nn):
+        layer = getattr(layers, kind)(inputs, hidden)
+        x = torch.randn(steps, batch, inputs, requires_grad=True)
+        results.append(saved_bytes(layer, lambda layer=layer, x=x: layer(x)[0].sum()).total)
+    assert results[0] <= {"RNN": 1.0, "GRU": 0.8, "LSTM": 0.5}[kind] * results[1]

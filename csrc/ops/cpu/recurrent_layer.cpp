@@ -63,6 +63,20 @@ int64_t CPURecurrentLayer::block_rows() const {
   return cached && rows >= kLeastRows ? rows : 0;
 }
 
+std::string recurrent_schedule(const std::string& mode, int64_t batch, int64_t inputs, int64_t state,
+                               int64_t hidden, int64_t directions, bool wide) {
+  RecurrentLayer shape{};
+  shape.mode = recurrent_mode(mode);
+  shape.batch = batch;
+  shape.inputs = inputs;
+  shape.state = state;
+  shape.hidden = hidden;
+  shape.directions = directions;
+  shape.compute = wide ? at::kDouble : at::kFloat;
+  const CPURecurrentLayer layer(std::move(shape));
+  return layer.small() ? "fused" : layer.block_rows() > 0 ? "rows" : "units";
+}
+
 Rows rows_of(const CPURecurrentLayer& layer, const Tensor& tensor, bool packed) {
   Rows rows;
   if (!tensor.defined()) return rows;

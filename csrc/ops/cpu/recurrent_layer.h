@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include "../../kernels/panels.h"
 #include "../recurrent_layer.h"
 
@@ -29,6 +31,11 @@ struct CPURecurrentLayer : RecurrentLayer {
   // Rows of the blocks that go through time independently; 0: threads split the units of every step.
   int64_t block_rows() const;
 };
+
+// The name of the schedule, for people: "fused" (blocks of rows with everything in the step), "rows" (threads
+// split the batch, the products with the input come first) or "units".
+std::string recurrent_schedule(const std::string& mode, int64_t batch, int64_t inputs, int64_t state,
+                               int64_t hidden, int64_t directions, bool wide);
 
 // A tensor's first element and the distances of its steps and rows, in elements.
 struct Rows {

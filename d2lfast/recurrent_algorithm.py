@@ -1,0 +1,61 @@
+"""Which algorithm computes a recurrent layer over whole sequences."""
+
+from functools import cache
+
+import torch
+
+from d2lfast import _extension
+
+
+@cache
+def _bfloat16_products() -> bool:
+    """Whether the processor multiplies bfloat16 vectors, which torch's products then use."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def torch_is_faster(
+    mode: str, dtype: torch.dtype, batch: int, inputs: int, hidden: int, training: bool
+) -> bool:
+    """Whether torch's layer was measured faster on the CPU: bfloat16 products of large layers."""
+    if dtype is not torch.bfloat16 or not _bfloat16_products():
+        return False
+    # Multiply-adds of a gate and step; this library multiplies in float32.
+    work = batch * hidden * (inputs + hidden)
+    if mode == "lstm":
+        return work >= 900_000 and (hidden >= 128 or (training and batch >= 512))
+    return work >= 16_000_000
+
+
+def recurrent_algorithm(
+    mode: str,
+    batch: int,
+    inputs: int,
+    hidden: int,
+    *,
+    projection: int = 0,
+    directions: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    training: bool = True,
+) -> str:
+    """Name the algorithm of a layer.
+
+    Args:
+        mode: "tanh", "relu", "gru" or "lstm".
+        batch, inputs, hidden, projection, directions: sizes; `projection` is 0 for none.
+        dtype, device: of the tensors.
+        training: whether gradients are wanted.
+
+    Returns:
+        "fused" (each thread takes blocks of rows through all of time, everything within the step), "rows"
+        (the products with the input first, then threads split the batch), "units" (threads split the units
+        of every step), "persistent" (CUDA: one launch a direction) or "aten" (torch's own layer).
+    """
+    if device == "cuda":
+        fits = getattr(torch.ops.d2lfast, "_cuda_recurrent_layer_fits", None)
+        return "persistent" if fits is not None and not projection and fits(mode, hidden, dtype) else "aten"
+    if not projection and torch_is_faster(mode, dtype, batch, inputs, hidden, training):
+        return "aten"
+    return _extension.load().recurrent_schedule(
+        mode, batch, inputs, projection or hidden, hidden, directions, dtype is torch.float64
+    )

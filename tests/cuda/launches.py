@@ -208,6 +208,23 @@ def test_convolutions_without_cudnn(layout, channels, groups):
     assert [kind in kernel for kind, (_, _, _, kernel) in zip(kinds, made, strict=True)] == [True] * 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("mode", "gates"), [("tanh", 1), ("gru", 3), ("lstm", 4)])
+def test_recurrent_layer_is_one_launch(mode, gates, dtype):
+    """Each way; the weight that no longer fits into shared memory in float32 may in 16 bits."""
+    hidden, wide = 8, {"tanh": 300, "gru": 160, "lstm": 140}[mode]
+    assert ops._cuda_recurrent_layer_fits(mode, wide, dtype) == (dtype.itemsize == 2)
+    weights = [torch.randn(gates * hidden, n).to(dtype).requires_grad_() for n in (5, hidden)]
+    input, hx = torch.randn(3, 2, 5).to(dtype), torch.zeros(1, 2, hidden, dtype=dtype)
+    cx = hx if mode == "lstm" else None
+    with Launches() as made:
+        output = ops._recurrent_layer(input, None, hx, cx, weights, mode, False, False, False)[0]
+    assert len(made) == 1
+    with Launches() as made:
+        torch.autograd.grad(output.float().sum(), weights)
+    assert len(made) == 1
+
+
 def test_nothing_is_launched_for_nothing():
     empty = torch.empty(0, 3, 8, 8)
     with Launches() as made:

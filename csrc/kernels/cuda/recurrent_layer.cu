@@ -43,9 +43,7 @@ __device__ Compute<T> forward_unit(const RecurrentLayerParams& p, int64_t row, i
                                    const Compute<T> (&sums)[G], Compute<T>& cell) {
   using A = Compute<T>;
   const int32_t hidden = p.hidden;
-  const auto input = [&](int g) {
-    return to_compute(*element<T>(p.products, row * G * hidden + g * hidden + unit));
-  };
+  const auto input = [&](int g) { return *element<A>(p.products, row * G * hidden + g * hidden + unit); };
   const auto recurrent = [&](int g) { return sums[g] + value_or_zero<T>(p.bias, g * hidden + unit); };
   A* saved = p.saved == nullptr ? nullptr : element<A>(p.saved, row * 4 * hidden + unit);
   if constexpr (G == 1) {
@@ -223,8 +221,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           const int64_t to = row * width + g * hidden + unit;
-          *element<T>(p.grad_gates, to) = from_compute<T>(own[g]);
-          if (G == 3) *element<T>(p.grad_hidden_gates, to) = from_compute<T>(recurrent[g]);
+          *element<A>(p.grad_gates, to) = own[g];
+          if (G == 3) *element<A>(p.grad_hidden_gates, to) = recurrent[g];
         }
       }
 #pragma unroll
@@ -291,7 +289,7 @@ cudaError_t run(const RecurrentLayerParams& p, DType dtype, cudaStream_t stream)
   const int32_t rows = rows_of(p, dtype, kBackward);
   const LaunchShape shape{static_cast<unsigned>((p.batch + rows - 1) / rows), kThreads,
                           static_cast<size_t>(shared_bytes(p.mode, p.hidden, dtype, rows, kBackward))};
-  const auto run_as = [&](auto type) {
+  return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto kernel = [&](auto gates) {
       constexpr int G = decltype(gates)::value;
@@ -305,16 +303,13 @@ cudaError_t run(const RecurrentLayerParams& p, DType dtype, cudaStream_t stream)
       default:
         return launch(kernel(std::integral_constant<int, 1>{}), shape, stream, p, rows);
     }
-  };
-  return dtype == DType::kFloat64 ? run_as(Type<double>{}) : run_as(Type<float>{});
+  });
 }
 
 }  // namespace
 
 bool recurrent_layer_fits(LayerMode mode, int64_t hidden, DType dtype) {
-  // In 16 bits the products and gradients of many steps, each rounded, are less accurate than torch's.
-  const bool wide = dtype == DType::kFloat64 || dtype == DType::kFloat32;
-  return wide && shared_bytes(mode, hidden, dtype, kSequences, true) <= kSharedBytes;
+  return shared_bytes(mode, hidden, dtype, kSequences, true) <= kSharedBytes;
 }
 
 cudaError_t launch_recurrent_layer(const RecurrentLayerParams& params, DType dtype, cudaStream_t stream) {

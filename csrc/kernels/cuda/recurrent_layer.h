@@ -22,7 +22,7 @@ struct RecurrentLayerParams {
   const int64_t *counts, *offsets;  // [steps] on the device, or null
   const void* weight;               // [G*H,H] recurrent
   // Forward.
-  const void* products;   // [rows,G*H] of the input, with b_ih
+  const void* products;   // A [rows,G*H] of the input, with b_ih
   const void* bias;       // [G*H] b_hh, or null
   const void *h_0, *c_0;  // [N,H]
   void* output;           // [rows,H] at a distance of `output_row`
@@ -34,13 +34,12 @@ struct RecurrentLayerParams {
   const void* grad_output;  // [rows,H] at a distance of `grad_output_row`, or null
   int64_t grad_output_row;
   const void *grad_h, *grad_c;  // [N,H] or null
-  void* grad_gates;             // [rows,G*H] before the activations
-  void* grad_hidden_gates;      // GRU: [rows,G*H] of the recurrent products
+  void* grad_gates;             // A [rows,G*H] before the activations
+  void* grad_hidden_gates;      // GRU: A [rows,G*H] of the recurrent products
   void *grad_h_0, *grad_c_0;    // [N,H]
 };
 
-// Whether the recurrent weight and the states of some sequences, of float32 or float64, fit into a block's
-// shared memory.
+// Whether the recurrent weight and the states of some sequences fit into a block's shared memory.
 bool recurrent_layer_fits(LayerMode mode, int64_t hidden, DType dtype);
 
 // Each is one persistent launch on `stream`: blocks keep the weight in shared memory and go through time with

@@ -4,6 +4,7 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/one_hot.h>
@@ -74,18 +75,23 @@ struct Call {
     return weights[static_cast<size_t>(direction * each + i)];
   }
   bool bias() const { return each == 4; }
+  // Products and the gradients of gates are of accumulator type: in 16 bits the roundings of many steps would
+  // add.
+  Tensor wide(const Tensor& tensor) const { return tensor.to(layer.compute); }
+  Tensor narrow(const Tensor& tensor) const { return tensor.to(hx.scalar_type()); }
 
   // The input of the products as numbers.
   Tensor rows() const {
-    return layer.tokens ? at::one_hot(tokens, layer.inputs).to(hx.scalar_type()) : input;
+    return layer.tokens ? at::one_hot(tokens, layer.inputs).to(layer.compute) : wide(input);
   }
 
   Tensor products(int64_t d) const {
     if (layer.tokens) {
-      const Tensor chosen = at::index_select(weight(d, 0).t(), 0, tokens);
-      return (bias() ? chosen + weight(d, 2) : chosen).contiguous();
+      const Tensor chosen = wide(at::index_select(weight(d, 0).t(), 0, tokens));
+      return (bias() ? chosen + wide(weight(d, 2)) : chosen).contiguous();
     }
-    return bias() ? at::addmm(weight(d, 2), input, weight(d, 0).t()) : at::mm(input, weight(d, 0).t());
+    const Tensor factor = wide(weight(d, 0)).t();
+    return bias() ? at::addmm(wide(weight(d, 2)), wide(input), factor) : at::mm(wide(input), factor);
   }
 
   // [rows,H] of one direction in a tensor of all.
@@ -265,8 +271,8 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
   std::vector<Tensor> grads;
   for (int64_t d = 0; d < l.directions; ++d) {
     const Tensor recurrent = call.weight(d, 1).contiguous();
-    Tensor gates = at::empty({l.rows, l.gates()}, options);
-    Tensor hidden_gates = gru ? at::empty({l.rows, l.gates()}, options) : gates;
+    const Tensor gates = at::empty({l.rows, l.gates()}, options.dtype(l.compute));
+    const Tensor hidden_gates = gru ? at::empty_like(gates) : gates;
     if (l.rows > 0) {
       cuda::RecurrentLayerParams p = call.params(d, recurrent);
       p.output = call.part(states, d).mutable_data_ptr();
@@ -285,18 +291,18 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
       C10_CUDA_CHECK(cuda::launch_recurrent_layer_backward(p, call.dtype, current_stream()));
     }
     if (wants_input) {
-      const Tensor part = at::mm(gates, call.weight(d, 0));
+      const Tensor part = at::mm(gates, call.wide(call.weight(d, 0)));
       grad_input = grad_input.defined() ? grad_input + part : part;
     }
     if (!mask[3]) continue;
-    grads.push_back(at::mm(gates.t(), call.rows()));
-    grads.push_back(at::mm(hidden_gates.t(), states_before(call, states, d)));
+    grads.push_back(call.narrow(at::mm(gates.t(), call.rows())));
+    grads.push_back(call.narrow(at::mm(hidden_gates.t(), call.wide(states_before(call, states, d)))));
     if (bias) {
-      grads.push_back(at::sum(gates, {0}));
-      grads.push_back(at::sum(hidden_gates, {0}));
+      grads.push_back(call.narrow(at::sum(gates, {0})));
+      grads.push_back(call.narrow(at::sum(hidden_gates, {0})));
     }
   }
-  if (wants_input) grad_input = grad_input.view(input.sizes());
+  if (wants_input) grad_input = call.narrow(grad_input).view(input.sizes());
   return {grad_input, grad_hx, grad_cx, grads};
 }
 

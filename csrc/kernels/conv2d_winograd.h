@@ -71,6 +71,19 @@ struct WinogradGradWeight {
   int64_t result_channels, source_channels;
 };
 
+// Larger kernels and strides as a 3x3 convolution of more channels. The kernel of an axis is cut into pieces
+// of up to three taps, a stride apart: piece i has the taps offset[i] + stride * {0, 1, 2}. Channel c of the
+// source becomes the channels (c, i, j), in channels_last (i, j, c), of which pixel (y, x) is the source's at
+// (stride * y + offset[i] - pad, ...), zero outside.
+struct WinogradPieces {
+  WinogradImages images;
+  int64_t stride[2], pad[2];
+  int64_t count[2];
+  const int64_t* offset[2];
+  void* result;  // [N, C * count[0] * count[1], height, width], laid out as the images
+  int64_t height, width;
+};
+
 struct WinogradKernels {
   int64_t lanes;
   // Result channels of a block: 2 lanes. `staging`: see winograd_staging.
@@ -97,6 +110,8 @@ struct WinogradKernels {
   // The filter gradients from these products. False: one is not finite.
   bool (*grad_weight[kNumDTypes])(const WinogradGradWeight& result, int64_t begin, int64_t end, int64_t block,
                                   const float* products, float* staging);
+  // Items [begin, end): the N * C planes, or in channels_last the N * height rows of the result.
+  void (*pieces[kNumDTypes])(const WinogradPieces& pieces, int64_t begin, int64_t end);
 };
 
 // Tile rows whose sources are staged together, and the floats of staging that any call needs.

@@ -28,21 +28,56 @@ Traits traits_of(const Conv2dShape& s) {
 
 std::atomic<bool> allowed{true};
 
-bool winograd_computes(const Conv2dShape& s, Conv2dPass) {
-  return !s.cuda && s.groups == 1 && s.kernel_h == 3 && s.kernel_w == 3 && s.stride[0] == 1 &&
-         s.stride[1] == 1 && s.dilation[0] == 1 && s.dilation[1] == 1 && s.dtype != DType::kFloat64;
+bool is_3x3(const Conv2dShape& s) {
+  return s.kernel_h == 3 && s.kernel_w == 3 && s.stride[0] == 1 && s.stride[1] == 1;
+}
+
+// Other kernels are cut into pieces of 3x3.
+bool winograd_computes(const Conv2dShape& s, Conv2dPass pass) {
+  if (s.cuda || s.groups != 1 || s.dilation[0] > 1 || s.dilation[1] > 1 || s.dtype == DType::kFloat64) {
+    return false;
+  }
+  if (is_3x3(s)) return true;
+  const bool sizes = std::min(s.kernel_h, s.kernel_w) >= 2 && std::max(s.kernel_h, s.kernel_w) <= 15;
+  return sizes && (pass != Conv2dPass::kGradInput || (s.stride[0] == 1 && s.stride[1] == 1));
+}
+
+// Multiplications that the pieces of a larger kernel save over a direct convolution, channels and tiles
+// filled up.
+double saved_by_pieces(const Conv2dShape& s, Conv2dPass pass) {
+  const auto filled = [](int64_t n, int64_t unit) {
+    return static_cast<double>((n + unit - 1) / unit * unit);
+  };
+  const auto pieces = [](int64_t kernel, int64_t stride) {
+    return kernel / (3 * stride) * stride + std::min(kernel % (3 * stride), stride);
+  };
+  const bool input = pass == Conv2dPass::kGradInput;
+  const int64_t sources = input ? s.result_channels : s.channels;
+  const int64_t results = input ? s.channels : s.result_channels;
+  const int64_t height = input ? s.height : s.result_height(), width = input ? s.width : s.result_width();
+  const int64_t source_pieces = sources * pieces(s.kernel_h, s.stride[0]) * pieces(s.kernel_w, s.stride[1]);
+  const auto direct = static_cast<double>(sources * results * s.kernel_h * s.kernel_w * height * width);
+  return direct /
+         (2.25 * filled(source_pieces, 16) * filled(results, 32) * filled(height, 4) * filled(width, 4));
 }
 
 // With few tiles the transform of large filters is not paid back; nor is that of the tiles, for the weight
 // gradient, with few channels. In 16 bits oneDNN multiplies pairs (bfloat16) or the direct kernels win.
 bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
   if (!allowed.load(std::memory_order_relaxed) || s.dtype != DType::kFloat32) return false;
-  if (s.channels < 16 || s.result_channels < 16) return false;
   const bool forward_size = pass != Conv2dPass::kGradInput;
   const int64_t height = forward_size ? s.result_height() : s.height;
   const int64_t width = forward_size ? s.result_width() : s.width;
   const int64_t tiles = s.batch * ((height + 3) / 4) * ((width + 3) / 4);
   const int64_t products = s.channels * s.result_channels, sum = s.channels + s.result_channels;
+  if (!is_3x3(s)) {
+    if (tiles < 48 || saved_by_pieces(s, pass) < (s.channels_last ? 2.2 : 1.9)) return false;
+    if (pass == Conv2dPass::kForward) return true;
+    if (pass == Conv2dPass::kGradInput) return s.channels >= 64;
+    const int64_t pieces = s.kernel_h * s.kernel_w / 9 + 1;  // about
+    return pieces * products >= 12 * (pieces * s.channels + s.result_channels);
+  }
+  if (s.channels < 16 || s.result_channels < 16) return false;
   const int64_t side = std::min(height, width);  // a tile of a smaller plane is mostly padding
   if (pass == Conv2dPass::kGradWeight) return side >= 2 && (products >= 16 * sum || tiles <= 64);
   return side >= 3 && (tiles >= 24 || products < 128 * 128);

@@ -207,6 +207,54 @@ std::string describe(const Problem& p, int64_t number) {
   return text;
 }
 
+// The pieces of random kernels and strides, element by element.
+void check_pieces(const WinogradKernels& table, Random& random, const std::string& what) {
+  const auto dtype = static_cast<DType>(random.between(1, 3));
+  const Image image = {random.between(1, 2), random.between(1, 20), random.between(1, 14),
+                       random.between(1, 40), random.chance(50)};
+  WinogradPieces p{};
+  Buffer source(dtype, image.size());
+  source.randomise(random);
+  p.images = images_of(image, source, nullptr, Activation::kNone);
+  std::vector<int64_t> offset[2];
+  for (int axis = 0; axis < 2; ++axis) {
+    p.stride[axis] = random.between(1, 5);
+    p.pad[axis] = random.between(-3, 9);
+    const int64_t kernel = random.between(1, 13);
+    for (int64_t k = 0; k < kernel; ++k) {
+      if (k / p.stride[axis] % 3 == 0) offset[axis].push_back(k);
+    }
+    p.count[axis] = static_cast<int64_t>(offset[axis].size());
+    p.offset[axis] = offset[axis].data();
+  }
+  p.height = random.between(1, 9);
+  p.width = random.between(1, 40);
+  const int64_t pieces = p.count[0] * p.count[1], channels = image.c * pieces;
+  const Image to = {image.n, channels, p.height, p.width, image.channels_last};
+  Buffer result(dtype, to.size());
+  p.result = result.data();
+  const int64_t items = image.n * (image.channels_last ? p.height : image.c), half = items / 2;
+  table.pieces[static_cast<int>(dtype)](p, 0, half);
+  table.pieces[static_cast<int>(dtype)](p, half, items);
+  bool equal = true;
+  for (int64_t n = 0; n < image.n; ++n) {
+    for (int64_t c = 0; c < image.c; ++c) {
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const int64_t channel = image.channels_last ? piece * image.c + c : c * pieces + piece;
+        for (int64_t at = 0; at < p.height * p.width; ++at) {
+          const int64_t y = at / p.width, x = at % p.width;
+          const int64_t h = p.stride[0] * y + p.offset[0][piece / p.count[1]] - p.pad[0];
+          const int64_t w = p.stride[1] * x + p.offset[1][piece % p.count[1]] - p.pad[1];
+          const bool inside = h >= 0 && h < image.h && w >= 0 && w < image.w;
+          equal = equal &&
+                  result.get(to.at(n, channel, y, x)) == (inside ? source.get(image.at(n, c, h, w)) : 0.0);
+        }
+      }
+    }
+  }
+  expect(equal, what + ": pieces");
+}
+
 }  // namespace
 
 void test_conv2d_winograd(int cases) {
@@ -220,6 +268,8 @@ void test_conv2d_winograd(int cases) {
     for (Buffer* buffer : {&input, &weight, &bias, &grad}) buffer->randomise(random);
     for (int isa = 0; isa < all.count; ++isa) {
       const std::string what = std::string(all.name(isa)) + " " + describe(p, number);
+      Random same(static_cast<uint64_t>(number) + 1000000);
+      check_pieces(*all.table[isa], same, what);
       Buffer output(p.dtype, p.output.size()), grad_input(p.dtype, p.input.size());
       Buffer grad_weight(p.dtype, weight.size()), grad_bias(p.dtype, p.output.c);
       run_filter(*all.table[isa], p, images_of(p.input, input, nullptr, Activation::kNone), p.padding[0],

@@ -34,7 +34,15 @@ class TestConv2dWinograd(OpTester):
         named("relu", (2, 8, 16, 16), (16, 8, 3, 3), padding=1, activation="relu"),
         named("sigmoid", (2, 8, 13, 13), (6, 8, 3, 3), activation="sigmoid"),
         named("tanh", (2, 8, 13, 13), (6, 8, 3, 3), padding=1, activation="tanh"),
-        named("5x5_is_the_tables", (2, 3, 9, 9), (4, 3, 5, 5)),
+        # Cut into pieces of 3x3: wide, strided, both; of the data gradient only those of stride 1.
+        named("5x5", (2, 20, 13, 10), (35, 20, 5, 5), padding=2),
+        named("5x5_relu", (2, 6, 9, 9), (7, 6, 5, 5), activation="relu"),
+        named("11x11_stride_4", (2, 3, 63, 50), (34, 3, 11, 11), stride=4, padding=1),
+        named("7x7_stride_2", (2, 3, 21, 30), (5, 3, 7, 7), stride=2, padding=3, activation="tanh"),
+        named("3x3_stride_2", (2, 5, 9, 12), (6, 5, 3, 3), stride=2, padding=1),
+        named("uneven", (1, 4, 20, 25), (6, 4, 9, 4), stride=(1, 3), padding=(8, 2), bias=False),
+        named("padding_over_5x5", (1, 3, 4, 3), (4, 3, 5, 2), padding=(6, 5)),
+        named("dilated_is_the_tables", (2, 3, 9, 9), (4, 3, 3, 3), dilation=2),
         # The filters are transformed by blocks of channels.
         named("large_filters", (1, 260, 6, 6), (200, 260, 3, 3), padding=1),
     )
@@ -48,12 +56,16 @@ class TestConv2dWinograd(OpTester):
         named("padded", (2, 4, 9, 9), (5, 4, 3, 3), padding=1),
         named("relu", (2, 4, 9, 9), (5, 4, 3, 3), padding=1, activation="relu"),
         named("sigmoid", (2, 4, 9, 9), (5, 4, 3, 3), padding=1, activation="sigmoid"),
+        named("5x5", (2, 4, 9, 9), (5, 4, 5, 5), padding=2),
+        named("stride_2", (2, 4, 9, 9), (5, 4, 5, 5), stride=2, activation="relu"),
     )
     refused = (named("channels", (2, 3, 8, 8), (4, 5, 3, 3)),)
     threaded = (
         conv((5, 16, 30, 30), (24, 16, 3, 3), padding=1, algorithm="winograd"),
         conv((1, 64, 31, 31), (48, 64, 3, 3), padding=1, activation="relu", algorithm="winograd"),
         conv((2, 200, 7, 7), (210, 200, 3, 3), padding=1, algorithm="winograd"),
+        conv((3, 96, 13, 13), (96, 96, 5, 5), padding=2, algorithm="winograd"),
+        conv((3, 3, 60, 60), (32, 3, 11, 11), stride=4, padding=1, algorithm="winograd"),
     )
     exported = named("exported", (3, 4, 9, 9), (6, 4, 3, 3), padding=1).values[0]
 
@@ -72,14 +84,24 @@ NAMES = ("output", "gradient of the input", "gradient of the weight", "gradient 
 
 @pytest.mark.isa
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("channels", "size"), [(64, 56), (128, 28), (256, 14), (512, 7)])
-def test_error(channels, size, memory_format):
+@pytest.mark.parametrize(
+    ("image", "filters", "options"),
+    [
+        ((64, 56, 56), (64, 3), {"padding": 1}),
+        ((128, 28, 28), (128, 3), {"padding": 1}),
+        ((256, 14, 14), (256, 3), {"padding": 1}),
+        ((512, 7, 7), (512, 3), {"padding": 1}),
+        ((96, 26, 26), (256, 5), {"padding": 2}),
+        ((3, 224, 224), (96, 11), {"padding": 1, "stride": 4}),
+    ],
+)
+def test_error(image, filters, options, memory_format):
     torch.manual_seed(0)
-    x = torch.randn(2, channels, size, size).to(memory_format=memory_format)
-    weight = torch.randn(channels, channels, 3, 3).to(memory_format=memory_format)
-    bias, grad = torch.randn(channels), torch.randn_like(x)
-    ours = gradients("winograd", x, weight, bias, grad, padding=1)
-    exact = gradients("aten", x.double(), weight.double(), bias.double(), grad, padding=1)
+    x = torch.randn(2, *image).to(memory_format=memory_format)
+    weight = torch.randn(filters[0], image[0], filters[1], filters[1]).to(memory_format=memory_format)
+    bias, grad = torch.randn(filters[0]), torch.randn_like(F.conv2d(x, weight, **options))
+    ours = gradients("winograd", x, weight, bias, grad, **options)
+    exact = gradients("aten", x.double(), weight.double(), bias.double(), grad, **options)
     for name, a, b in zip(NAMES, ours, exact):
         error = ((a - b).norm() / b.norm()).item()
         assert error <= LARGEST_ERROR, (name, error)
@@ -111,6 +133,8 @@ SHAPES = ((4, 64, 28, 28), (64, 64, 3, 3))
 def test_table_and_explain():
     names = d2lfast.explain("conv2d", *SHAPES, padding=1)
     assert names == {"forward": "winograd", "grad_input": "winograd", "grad_weight": "winograd"}
+    stem = d2lfast.explain("conv2d", (16, 3, 224, 224), (96, 3, 11, 11), stride=4, padding=1)
+    assert stem == {"forward": "winograd", "grad_input": "direct", "grad_weight": "winograd"}
     for other in (
         d2lfast.explain("conv2d", *SHAPES, padding=1, dtype=torch.float64),
         d2lfast.explain("conv2d", *SHAPES, padding=1, stride=2),

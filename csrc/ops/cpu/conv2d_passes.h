@@ -37,7 +37,7 @@ bool direct_forward(const Conv2dForward& pass);
 bool direct_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
 bool direct_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
 
-// Dense 3x3 of stride 1. False where a result is not finite: a tile's arithmetic spreads NaN and infinity.
+// Dense kernels, the data gradient of stride 1. False where a result is not finite: a tile's arithmetic spreads NaN and infinity.
 bool winograd_forward(const Conv2dForward& pass);
 bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
 bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);

@@ -9,6 +9,7 @@
 #include "../dtype.h"
 #include "../layout.h"
 #include "conv2d_passes.h"
+#include "conv2d_winograd_pieces.h"
 #include "scratch.h"
 
 namespace d2lfast::cpu {
@@ -57,6 +58,10 @@ int64_t tiles_size(int64_t blocks, int64_t tiles, int64_t lanes) { return 36 * (
 at::Tensor dense(const at::Tensor& tensor) {
   return tensor.is_contiguous() || tensor.is_contiguous(at::MemoryFormat::ChannelsLast) ? tensor
                                                                                         : tensor.contiguous();
+}
+
+bool is_tile_kernel(const Conv2dShape& s) {
+  return s.kernel_h == 3 && s.kernel_w == 3 && s.stride[0] == 1 && s.stride[1] == 1;
 }
 
 struct Images {
@@ -141,6 +146,10 @@ bool filter_channels(const Filter& f) {
   const at::Tensor memory = empty({tiles_size(f.source_blocks, set_tiles, f.lanes)}, at::kFloat);
   const int64_t run_strips = std::max<int64_t>(1, kMostTiles / chunk);
   const int64_t product_floats = f.products(run_strips * chunk);
+  // Few blocks are shared out by tiles too, or a thread would be left with a block more than the others.
+  const int64_t threads = at::get_num_threads();
+  const bool even = f.result_blocks % threads == 0 || f.result_blocks >= 8 * threads;
+  const int64_t parts = even ? 1 : threads;
   std::atomic<bool> finite = true;
   for (int64_t first = 0; first < strips; first += set_strips) {
     const int64_t count = std::min(set_strips, strips - first);
@@ -156,14 +165,15 @@ bool filter_channels(const Filter& f) {
                               staging);
       }
     });
-    at::parallel_for(0, f.result_blocks, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, f.result_blocks * parts, 1, [&](int64_t begin, int64_t end) {
       float* packed =
           static_cast<float*>(thread_scratch((f.packed_block + product_floats + f.staging) * kFloat));
       float *products = packed + f.packed_block, *staging = products + product_floats;
-      for (int64_t b = begin; b < end; ++b) {
-        table.weight[f.dtype](f.weight, b, packed, staging);
-        for (int64_t from = 0; from < count; from += run_strips) {
-          const int64_t to = std::min(from + run_strips, count);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = i / parts, part = i % parts;
+        if (i == begin || part == 0) table.weight[f.dtype](f.weight, b, packed, staging);
+        for (int64_t run = runs * part / parts; run < runs * (part + 1) / parts; ++run) {
+          const int64_t from = run * run_strips, to = std::min(from + run_strips, count);
           if (!table.result[f.dtype](f.result, first + from, first + to, b, tiles, from * chunk, packed,
                                      products, staging)) {
             finite = false;
@@ -211,6 +221,7 @@ WinogradWeight weight_params(const at::Tensor& weight, bool transposed) {
 
 bool winograd_forward(const Conv2dForward& pass) {
   const Conv2dShape& s = pass.shape;
+  if (!is_tile_kernel(s)) return pieces_forward(pass, kernels().pieces[static_cast<int>(s.dtype)]);
   const Images images(pass.input, nullptr, Activation::kNone);
   const WinogradStrips strips = strips_of(s.result_height(), s.result_width());
   const at::Tensor weight = dense(pass.weight);
@@ -230,6 +241,9 @@ bool winograd_forward(const Conv2dForward& pass) {
 
 bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
   const Conv2dShape& s = pass.shape;
+  if (!is_tile_kernel(s)) {
+    return pieces_grad_input(pass, grad_input, kernels().pieces[static_cast<int>(s.dtype)]);
+  }
   const Images images(pass.grad_output, pass.output, pass.activation);
   const WinogradStrips strips = strips_of(s.height, s.width);
   const at::Tensor weight = dense(pass.weight);
@@ -253,6 +267,7 @@ bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, a
   if (grad_weight == nullptr || s.batch == 0 || pass.weight.numel() == 0) return false;
   const WinogradKernels& table = kernels();
   const int dtype = static_cast<int>(s.dtype);
+  if (!is_tile_kernel(s)) return pieces_grad_weight(pass, grad_weight, grad_bias, table.pieces[dtype]);
   const int64_t lanes = table.lanes;
   const Images images(pass.input, nullptr, Activation::kNone);
   const Images gradients(pass.grad_output, pass.output, pass.activation);

@@ -96,7 +96,7 @@ struct WinogradKernels {
   void (*gradient[kNumDTypes])(const WinogradSource& source, int64_t begin, int64_t end, int64_t begin_block,
                                int64_t end_block, const WinogradTiles& tiles, int64_t first_tile,
                                float* staging, float* sums);
-  // One block of result channels: packed [36][source channels, whole lanes][2 lanes].
+  // One block of result channels: packed, see winograd_filter_plane.
   void (*weight[kNumDTypes])(const WinogradWeight& weight, int64_t block, float* packed, float* staging);
   // The results of the strips [begin, end), whose transformed sources begin at `first_tile`, for one block.
   // `products`: 36 * (tiles * 2 lanes + 16). False: a result (before the activation) is not finite.
@@ -120,6 +120,12 @@ inline int64_t winograd_staging(int64_t lanes, int64_t chunk) {
   const int64_t pixels = (4 * kWinogradStagedRows + 2) * (4 * chunk + 2 + lanes);
   const int64_t filters = 16 * 9 + 16;
   return (pixels > filters ? pixels : filters) * lanes;
+}
+
+// Packed filters: 36 planes [source channels, whole lanes][2 lanes] at this distance. The planes alone, often
+// a power of two, would share cache sets, and the transform writes to all of them.
+inline int64_t winograd_filter_plane(int64_t lanes, int64_t source_blocks) {
+  return source_blocks * lanes * 2 * lanes + 16;
 }
 
 }  // namespace d2lfast

@@ -85,7 +85,7 @@ void run_filter(const WinogradKernels& table, const Problem& p, const WinogradIm
     table.source[dtype](source, begin, std::min(begin + p.split, count), 0, blocks, tiles,
                         begin * strips.chunk, floats(staging));
   }
-  Buffer packed(DType::kFloat32, 36 * blocks * lanes * 2 * lanes);
+  Buffer packed(DType::kFloat32, 36 * winograd_filter_plane(lanes, blocks));
   for (int64_t b = 0; b < divide_up(shape.c, 2 * lanes); ++b) {
     table.weight[dtype](filters, b, floats(packed), floats(staging));
     for (int64_t begin = 0; begin < count; begin += p.split) {

@@ -198,7 +198,7 @@ bool filter(const WinogradSource& source, const WinogradWeight& weight, const Wi
            divide_up(weight.result_channels, 2 * lanes),
            0,
            winograd_staging(lanes, source.strips.chunk)};
-  f.packed_block = 36 * f.source_blocks * lanes * 2 * lanes;
+  f.packed_block = 36 * winograd_filter_plane(lanes, f.source_blocks);
   const bool small = f.result_blocks * f.packed_block * kFloat <= kSmallFilterBytes;
   return small || f.result_blocks < at::get_num_threads() ? filter_tiles(f) : filter_channels(f);
 }

@@ -80,7 +80,7 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
   if (s.channels < 16 || s.result_channels < 16) return false;
   const int64_t side = std::min(height, width);  // a tile of a smaller plane is mostly padding
   if (pass == Conv2dPass::kGradWeight) return side >= 2 && (products >= 16 * sum || tiles <= 64);
-  return side >= 3 && (tiles >= 12 || products <= 128 * 128);
+  return side >= 3 && (tiles >= 4 || products <= 128 * 128);
 }
 
 // ---- gemm ----

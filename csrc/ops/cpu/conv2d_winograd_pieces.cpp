@@ -1,14 +1,12 @@
 #include "conv2d_winograd_pieces.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 
 #include <array>
 #include <vector>
 
 #include "../activation.h"
+#include "../allocate.h"
 #include "../layout.h"
 
 namespace d2lfast::ops {
@@ -68,7 +66,7 @@ at::Tensor cut_source(const at::Tensor& tensor, const Conv2dShape& s, const Conv
   const at::MemoryFormat format = layout(cut.interleaved);
   const at::Tensor images = tensor.contiguous(format);
   at::Tensor result =
-      at::empty({to.batch, to.channels, to.height, to.width}, images.options().memory_format(format));
+      empty({to.batch, to.channels, to.height, to.width}, images.options().memory_format(format));
   WinogradPieces p{};
   p.images = {images.const_data_ptr(),
               nullptr,
@@ -113,8 +111,8 @@ void cut_weight_of(const at::Tensor& weight, const Cut& cut, bool flipped, at::T
 }
 
 at::Tensor cut_weight(const at::Tensor& weight, const Cut& cut, bool flipped = false) {
-  at::Tensor result = at::zeros(
-      {weight.size(flipped ? 1 : 0), weight.size(flipped ? 0 : 1) * cut.pieces(), 3, 3}, weight.options());
+  at::Tensor result = zeros({weight.size(flipped ? 1 : 0), weight.size(flipped ? 0 : 1) * cut.pieces(), 3, 3},
+                            weight.options());
   if (weight.element_size() == sizeof(float)) {
     cut_weight_of<float>(weight, cut, flipped, result);
   } else {
@@ -174,13 +172,13 @@ bool pieces_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at:
   const Conv2dShape shape = cut_shape(pass.shape, cut);
   const at::Tensor source = cut_source(pass.input, pass.shape, shape, cut, kernel);
   // Of the weight only the shape is asked for.
-  const at::Tensor weight = at::empty({shape.result_channels, shape.channels, 3, 3}, pass.weight.options());
+  const at::Tensor weight = empty({shape.result_channels, shape.channels, 3, 3}, pass.weight.options());
   at::Tensor gradient;
   if (!winograd_grad_weight({shape, pass.grad_output, source, weight, pass.output, pass.activation},
                             &gradient, grad_bias)) {
     return false;
   }
-  at::Tensor result = at::empty_like(pass.weight);
+  at::Tensor result = empty_like(pass.weight);
   if (pass.weight.element_size() == sizeof(float)) {
     join_weight<float>(gradient, cut, result);
   } else {

@@ -1,3 +1,4 @@
+#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/library.h>
@@ -10,6 +11,7 @@
 #include "kernels/cpu/isa.h"
 #include "memory/cpu_allocator.h"
 #include "ops/conv2d_algorithm.h"
+#include "ops/conv2d_tuning.h"
 #include "ops/cpu/recurrent_layer.h"
 
 // Each csrc/ops/<op>.cpp adds its schemas to this library with TORCH_LIBRARY_FRAGMENT:
@@ -37,7 +39,10 @@ std::array<std::string, 3> conv2d_algorithms(Quad input, Quad weight, Pair strid
                           stride,   padding,  dilation, groups,   type,      channels_last, cuda};
   std::array<std::string, 3> names;
   for (const auto pass : {Conv2dPass::kForward, Conv2dPass::kGradInput, Conv2dPass::kGradWeight}) {
-    names[static_cast<int>(pass)] = conv2d_algorithm_name(choose_conv2d_algorithm(shape, pass, requested));
+    std::string& name = names[static_cast<int>(pass)];
+    name = conv2d_algorithm_name(choose_conv2d_algorithm(shape, pass, requested));
+    const bool asked = requested_conv2d_algorithm(requested, pass) == "auto";
+    if (asked && tuned_conv2d_algorithm(shape, pass)) name += " (autotuned)";
   }
   return names;
 }
@@ -55,6 +60,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("recurrent_schedule", d2lfast::ops::recurrent_schedule);
   m.def("winograd_allowed", d2lfast::ops::winograd_allowed);
   m.def("allow_winograd", d2lfast::ops::allow_winograd);
+  m.def("tuning_enabled", d2lfast::ops::tuning_enabled);
+  m.def("enable_tuning", d2lfast::ops::enable_tuning);
+  m.def("add_tuning", d2lfast::ops::add_tuning);
+  m.def("clear_tuning", d2lfast::ops::clear_tuning);
+  m.def("on_tuning", d2lfast::ops::on_tuning);
+  m.attr("tuning_fields") = d2lfast::ops::kTuningFields;
   m.def("conv2d_algorithm_names", d2lfast::ops::conv2d_algorithm_names);
   m.doc() = "Build facts of the d2lfast extension; its operators are under torch.ops.d2lfast.";
   m.def("current_isa", [] { return d2lfast::cpu::isa_name(d2lfast::cpu::current_isa()); });

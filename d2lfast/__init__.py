@@ -2,6 +2,8 @@
 
 from d2lfast import _extension
 
+__version__ = "0.1.0"
+
 _extension.load()
 
 from d2lfast import _fake, backends, memory, models, nn  # noqa: E402, F401
@@ -15,8 +17,6 @@ from d2lfast.cross_correlation import (  # noqa: E402
     pool2d,
 )
 from d2lfast.graphs import cuda_graph  # noqa: E402
-
-__version__ = "0.1.0"
 
 __all__ = [
     "__version__",

@@ -1,13 +1,15 @@
 """What the algorithm tables may choose, in the manner of `torch.backends`.
 
 d2lfast.backends.conv2d.allow_winograd = False
+d2lfast.backends.conv2d.autotune = True
 with d2lfast.backends.conv2d.flags(allow_winograd=False): ...
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from d2lfast import _extension
+from d2lfast import _extension, _tuning
 
 __all__ = ["conv2d"]
 
@@ -30,15 +32,37 @@ class _Conv2d:
     def allow_winograd(self, allowed: bool) -> None:
         _extension.load().allow_winograd(bool(allowed))
 
+    @property
+    def autotune(self) -> bool:
+        """Whether convolutions on the CPU measure their algorithms instead of asking the table.
+
+        False at first, or what D2LFAST_AUTOTUNE says. The first call of each pass with new sizes times every
+        algorithm that computes it, which takes some twenty calls; later calls take the fastest, which may
+        round otherwise than the table's choice. The findings are kept in the user's cache folder, for this
+        processor, torch and d2lfast (docs/environment.md). Choices made by name
+        (`d2lfast.conv2d_algorithm`) stand. `d2lfast.explain` marks what was measured with "(autotuned)".
+        """
+        enabled: bool = _extension.load().tuning_enabled()
+        return enabled
+
+    @autotune.setter
+    def autotune(self, enabled: bool) -> None:
+        _tuning.enable(bool(enabled))
+
     @contextmanager
-    def flags(self, allow_winograd: bool = True) -> Iterator[None]:
-        """Set the switches inside a `with` block."""
-        before = self.allow_winograd
-        self.allow_winograd = allow_winograd
+    def flags(self, allow_winograd: bool | None = None, autotune: bool | None = None) -> Iterator[None]:
+        """Set switches inside a `with` block; None leaves one as it is."""
+        before = self.allow_winograd, self.autotune
         try:
+            if allow_winograd is not None:
+                self.allow_winograd = allow_winograd
+            if autotune is not None:
+                self.autotune = autotune
             yield
         finally:
-            self.allow_winograd = before
+            self.allow_winograd, self.autotune = before
 
 
 conv2d = _Conv2d()
+if os.environ.get("D2LFAST_AUTOTUNE", "") not in ("", "0"):
+    conv2d.autotune = True

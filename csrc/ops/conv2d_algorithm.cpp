@@ -6,6 +6,7 @@
 #include <atomic>
 
 #include "conv2d_cuda_rules.h"
+#include "conv2d_tuning.h"
 #include "cpu/conv2d_passes.h"
 
 namespace d2lfast::ops {
@@ -62,16 +63,18 @@ double saved_by_pieces(const Conv2dShape& s, Conv2dPass pass) {
 }
 
 // With few tiles the transform of large filters is not paid back; nor is that of the tiles, for the weight
-// gradient, with few channels. In 16 bits oneDNN multiplies pairs (bfloat16) or the direct kernels win.
+// gradient, with few channels or planes that fill their tiles badly. For bfloat16 oneDNN multiplies pairs,
+// at twice the rate: there the tiles have to be full.
 bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
-  if (!allowed.load(std::memory_order_relaxed) || s.dtype != DType::kFloat32) return false;
+  if (!allowed.load(std::memory_order_relaxed)) return false;
   const bool forward_size = pass != Conv2dPass::kGradInput;
   const int64_t height = forward_size ? s.result_height() : s.height;
   const int64_t width = forward_size ? s.result_width() : s.width;
   const int64_t tiles = s.batch * ((height + 3) / 4) * ((width + 3) / 4);
   const int64_t products = s.channels * s.result_channels, sum = s.channels + s.result_channels;
   if (!is_3x3(s)) {
-    if (tiles < 48 || saved_by_pieces(s, pass) < (s.channels_last ? 2.2 : 1.9)) return false;
+    if (s.dtype != DType::kFloat32 || tiles < 48 || saved_by_pieces(s, pass) < (s.channels_last ? 2.2 : 1.9))
+      return false;
     if (pass == Conv2dPass::kForward) return true;
     if (pass == Conv2dPass::kGradInput) return s.channels >= 64;
     const int64_t pieces = s.kernel_h * s.kernel_w / 9 + 1;  // about
@@ -79,8 +82,22 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
   }
   if (s.channels < 16 || s.result_channels < 16) return false;
   const int64_t side = std::min(height, width);  // a tile of a smaller plane is mostly padding
-  if (pass == Conv2dPass::kGradWeight) return side >= 2 && (products >= 16 * sum || tiles <= 64);
-  return side >= 3 && (tiles >= 4 || products <= 128 * 128);
+  if (s.dtype == DType::kBFloat16) {
+    const bool whole = height % 4 == 0 && width % 4 == 0, few = products <= 128 * 128;
+    const bool full = whole || 4 * s.batch * height * width >= 3 * 16 * tiles;
+    if (pass == Conv2dPass::kGradWeight) {
+      return side == 3 || (full && side > 3 && products >= 96 * sum && (whole || side < 8));
+    }
+    if (!full || side < 4 || std::min(s.channels, s.result_channels) < 32) return false;
+    return whole ? tiles >= 18 : few && tiles >= 128;
+  }
+  if (pass == Conv2dPass::kGradWeight) {
+    if (tiles <= 64) return side >= 2 && (products >= 16 * sum || side >= 7);
+    return side >= 2 && products >= (side < 8 && side > 4 ? 32 : 16) * sum;
+  }
+  const int64_t results = pass == Conv2dPass::kForward ? s.result_channels : s.channels;
+  if (side < 4 && results < 64) return false;
+  return side >= 3 && (tiles >= 4 || products < 128 * 128);
 }
 
 // ---- gemm ----
@@ -90,14 +107,16 @@ bool gemm_computes(const Conv2dShape& s, Conv2dPass) {
          s.padding[1] == 0 && !s.channels_last && s.channels > 0;
 }
 
-// oneDNN is near the peak for many channels on small planes.
+// On small planes oneDNN's weight gradient of many channels is near the peak.
 bool gemm_wins(const Conv2dShape& s, Conv2dPass pass) {
-  if (s.dtype == DType::kBFloat16 || s.channels < 16 || s.result_channels < 16) return false;
-  const int64_t pixels = s.result_height() * s.result_width();
-  if (pixels < 96 && s.channels * s.result_channels >= 256 * 256) {
-    return pass == Conv2dPass::kGradWeight && s.channels >= s.result_channels;
+  if (s.channels < 8 || s.result_channels < 8) return false;
+  const Traits t = traits_of(s);
+  const int64_t products = s.channels * s.result_channels;
+  if (s.dtype == DType::kBFloat16) {
+    return products < 24 * 24 || (t.strided && pass == Conv2dPass::kGradInput);
   }
-  return pass != Conv2dPass::kGradInput || pixels > 196 || s.channels * s.result_channels < 256 * 512;
+  if (t.pixels >= 96) return pass != Conv2dPass::kGradInput || t.pixels > 196 || products < 256 * 512;
+  return t.pixels >= 16 && (pass != Conv2dPass::kGradWeight || t.strided || products < 384 * 320);
 }
 
 // ---- direct ----
@@ -109,19 +128,22 @@ bool direct_float32(const Conv2dShape& s, Conv2dPass pass) {
   const Traits t = traits_of(s);
   switch (pass) {
     case Conv2dPass::kForward:
-      if (s.channels_last) return s.channels == 1 && s.result_channels <= 8;
-      return t.dense ? t.group_channels <= 4 : !t.strided && t.pixels >= 400;
+      if (s.channels_last) return s.channels == 1;
+      if (t.dense) return s.channels == 1 || (s.channels <= 4 && !t.strided);
+      return !t.strided && t.pixels >= 400 && t.group_channels < 64;
     case Conv2dPass::kGradInput:
       if (s.channels_last) return t.dense && t.group_channels <= 8;
-      if (!t.dense) return !t.strided && t.pixels >= 400;
-      return t.group_channels <= 8 || (t.strided && s.channels <= 64 && s.height * s.width >= 576);
+      if (!t.dense) return !t.strided && t.pixels >= 400 && t.group_channels < 64;
+      return t.group_channels <= 8 || (t.strided && s.channels <= 64 && s.height * s.width >= 784);
     default:
       if (s.channels_last) {
-        if (!t.dense) return !t.depthwise && !t.strided;
-        if (t.group_channels <= 4) return t.strided || (t.group_channels == 1 && s.result_channels <= 8);
+        if (!t.dense) return !t.depthwise && !t.strided && t.pixels >= 64;
+        if (t.group_channels == 1) return !t.strided && (s.result_channels <= 8 || t.pixels >= 4096);
+        if (t.group_channels <= 4) return t.strided;
         return t.strided && t.pixels >= 784;
       }
-      return !t.strided && (t.dense ? t.group_channels <= 8 : t.pixels >= 400);
+      if (s.channels == 1 && s.result_channels > 32 && t.pixels < 4096) return false;
+      return !t.strided && (t.dense ? t.group_channels <= 8 : t.pixels >= 400 && t.group_channels < 64);
   }
 }
 
@@ -131,13 +153,15 @@ bool direct_bfloat16(const Conv2dShape& s, Conv2dPass pass) {
   switch (pass) {
     case Conv2dPass::kForward:
       if (s.channels_last) return s.channels == 1 && !t.strided;
-      return t.dense ? t.group_channels == 1 : !t.strided;
+      return t.dense ? t.group_channels == 1 : t.group_channels <= 4 && !t.strided;
     case Conv2dPass::kGradInput:
       if (s.channels_last) return t.dense && t.group_channels <= 8;
-      return t.dense ? t.group_channels <= 4 : !t.strided;
+      return t.group_channels <= 4 && (t.dense || !t.strided);
     default:
-      if (s.channels_last) return !t.dense && !t.depthwise && t.group_channels <= 4 && !t.strided;
-      return !t.dense || (t.group_channels == 1 && !t.strided);
+      if (t.dense) {
+        return t.group_channels == 1 && !t.strided && (s.result_channels <= 12 || t.pixels < 4096);
+      }
+      return s.channels_last ? t.group_channels <= 4 && !t.depthwise && !t.strided : t.group_channels <= 8;
   }
 }
 
@@ -162,8 +186,7 @@ bool channels_wins(const Conv2dShape& s, Conv2dPass pass) {
   if (t.depthwise && s.result_channels == s.channels) {
     if (t.strided) return s.dtype == DType::kBFloat16 && pass == Conv2dPass::kGradInput;
     if (pass == Conv2dPass::kGradWeight) return t.pixels >= 784;
-    return s.kernel_w == 3 && t.pixels >= 784 &&
-           (s.dtype == DType::kFloat32 || pass == Conv2dPass::kGradInput);
+    return s.kernel_w == 3 && t.pixels >= 784 && s.dtype == DType::kFloat32;
   }
   if (s.dtype == DType::kFloat32) return t.pixels >= 196 || t.group_channels <= 8;
   return t.group_channels <= 4 && !t.strided;
@@ -177,7 +200,8 @@ bool planes_wins(const Conv2dShape& s, Conv2dPass pass) {
   const Traits t = traits_of(s);
   if (pass == Conv2dPass::kGradWeight) return true;
   if (s.dtype == DType::kFloat16 || s.dtype == DType::kFloat64) return t.group_channels <= 16;
-  return !t.strided && t.group_channels <= 8 && s.result_width() >= 24;
+  const int64_t most = s.dtype == DType::kBFloat16 ? 4 : 8;  // oneDNN multiplies pairs of bfloat16
+  return !t.strided && t.group_channels <= most && s.result_width() >= 24;
 }
 
 // ---- The table ----
@@ -216,13 +240,28 @@ Conv2dAlgorithm from_table(const Conv2dShape& shape, Conv2dPass pass) {
 
 }  // namespace
 
+std::string_view requested_conv2d_algorithm(std::string_view requested, Conv2dPass pass) {
+  if (std::count(requested.begin(), requested.end(), '/') != 2) return requested;
+  for (int i = 0; i < static_cast<int>(pass); ++i) requested.remove_prefix(requested.find('/') + 1);
+  return requested.substr(0, requested.find('/'));
+}
+
+std::vector<Conv2dAlgorithm> conv2d_candidates(const Conv2dShape& shape, Conv2dPass pass) {
+  std::vector<Conv2dAlgorithm> found;
+  for (const Row& row : kTable) {
+    const bool forbidden = row.algorithm == Conv2dAlgorithm::kWinograd && !winograd_allowed();
+    if (!forbidden && row.computes(shape, pass)) found.push_back(row.algorithm);
+  }
+  return found;
+}
+
 Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
                                         std::string_view requested) {
-  if (std::count(requested.begin(), requested.end(), '/') == 2) {
-    for (int i = 0; i < static_cast<int>(pass); ++i) requested.remove_prefix(requested.find('/') + 1);
-    requested = requested.substr(0, requested.find('/'));
+  requested = requested_conv2d_algorithm(requested, pass);
+  if (requested == "auto") {
+    const auto tuned = tuned_conv2d_algorithm(shape, pass);
+    return tuned ? *tuned : from_table(shape, pass);
   }
-  if (requested == "auto") return from_table(shape, pass);
   for (const Row& row : kTable) {
     if (requested == row.name) return row.computes(shape, pass) ? row.algorithm : from_table(shape, pass);
   }
@@ -240,6 +279,13 @@ const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm) {
     if (row.algorithm == algorithm) return row.name;
   }
   return "aten";
+}
+
+std::optional<Conv2dAlgorithm> conv2d_algorithm_named(std::string_view name) {
+  for (const Row& row : kTable) {
+    if (name == row.name) return row.algorithm;
+  }
+  return std::nullopt;
 }
 
 std::vector<std::string> conv2d_algorithm_names() {

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,16 +36,24 @@ struct Conv2dShape {
   }
 };
 
-// "auto" asks the table. A name forces that algorithm where it can compute the pass and asks the table
-// elsewhere. "forward/grad_input/grad_weight" names one for each pass. Raises ValueError for any other name.
+// "auto" asks what was measured (conv2d_tuning.h) or else the table. A name forces that algorithm where it
+// can compute the pass and asks the table elsewhere. "forward/grad_input/grad_weight" names one for each
+// pass. Raises ValueError for any other name.
 D2LFAST_VISIBLE Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
                                                         std::string_view requested);
+
+// What `requested` says for one pass.
+std::string_view requested_conv2d_algorithm(std::string_view requested, Conv2dPass pass);
+
+// The algorithms that compute a pass and are allowed, in the table's order; `aten` always does.
+std::vector<Conv2dAlgorithm> conv2d_candidates(const Conv2dShape& shape, Conv2dPass pass);
 
 // Whether the table may choose Winograd's algorithm, whose rounding errors are larger. True at first.
 bool winograd_allowed();
 void allow_winograd(bool allowed);
 
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm);
+std::optional<Conv2dAlgorithm> conv2d_algorithm_named(std::string_view name);
 
 // The names in the table's order.
 std::vector<std::string> conv2d_algorithm_names();

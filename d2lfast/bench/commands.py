@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from d2lfast.bench import memory_commands, network_commands, registry
+from d2lfast.bench import memory_commands, network_commands, registry, scaling_commands
 from d2lfast.bench.allocator import keep_memory
 from d2lfast.bench.case import Case
 from d2lfast.bench.machine import machine
@@ -42,11 +42,12 @@ class DType(StrEnum):
 
 app.command("networks")(network_commands.networks)
 app.command("memory")(memory_commands.command)
+app.command("scaling")(scaling_commands.scaling)
 
 
-def _choose(pattern: str) -> list[Case]:
+def _choose(pattern: str, suite: registry.Suite) -> list[Case]:
     try:
-        chosen = registry.cases(pattern)
+        chosen = registry.cases(pattern, suite)
     except re.error as error:
         raise typer.BadParameter(f"no regular expression: {error}", param_hint="--filter") from None
     if not chosen:
@@ -87,6 +88,9 @@ def _run(
 @app.command()
 def kernels(
     pattern: Annotated[str, typer.Option("--filter", help="Only cases whose name matches this regex.")] = "",
+    suite: Annotated[
+        registry.Suite, typer.Option(help="book: every convolution of the book's networks.")
+    ] = registry.Suite.DEFAULT,
     list_cases: Annotated[bool, typer.Option("--list", help="Show the cases and end.")] = False,
     seconds: Annotated[float, typer.Option(min=0, help="For each case and pass, all contenders.")] = 0.5,
     dtype: Annotated[DType, typer.Option(help="Of inputs and parameters.")] = DType.float32,
@@ -106,7 +110,7 @@ def kernels(
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    chosen = _choose(pattern)
+    chosen = _choose(pattern, suite)
     if list_cases:
         console.print(list_table(chosen), highlight=False)
         return
@@ -138,7 +142,8 @@ def kernels(
     if loads:
         console.print(LEGEND, style="dim", highlight=False)
     settings = {
-        "dtype": str(dtype), "seconds": seconds, "filter": pattern, "compile": compiled, "keep_memory": keep,
+        "dtype": str(dtype), "seconds": seconds, "suite": str(suite), "filter": pattern, "compile": compiled,
+        "keep_memory": keep,
     }  # fmt: skip
     if json is not None:
         write_json(json, facts, settings, outcomes)

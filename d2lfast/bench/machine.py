@@ -2,23 +2,13 @@
 
 import datetime
 import os
-import platform
-from pathlib import Path
 
 import torch
 
 import d2lfast
 from d2lfast import _extension
+from d2lfast._machine import cpu_model
 from d2lfast.bench.allocator import malloc_setting
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _cores() -> int:
@@ -31,7 +21,7 @@ def _cores() -> int:
 def machine() -> dict[str, str | int]:
     """Facts for the header of a table and of a result file."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": _cores(),
         "isa": _extension.load().current_isa(),
         "threads": torch.get_num_threads(),

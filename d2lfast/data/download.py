@@ -41,12 +41,6 @@ class Remote:
         return ""
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: `$XDG_CACHE_HOME/d2lfast`, or `~/.cache/d2lfast`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or os.path.expanduser("~/.cache")) / "d2lfast"
-
-
 def fetch(urls: Sequence[str], path: Path, remote: Remote) -> None:
     """Download the first of `urls` that answers with the right file to `path`.
 

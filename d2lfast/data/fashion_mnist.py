@@ -4,7 +4,8 @@ import logging
 import os
 from pathlib import Path
 
-from d2lfast.data.download import Remote, cache_folder, fetch
+from d2lfast._folders import cache_folder
+from d2lfast.data.download import Remote, fetch
 from d2lfast.data.idx import read_idx
 from d2lfast.data.images import Images, scaled
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2lfast._atomic import replacing
-from d2lfast.data.download import cache_folder
+from d2lfast._folders import cache_folder
 from d2lfast.data.fashion_mnist import CLASSES, fashion_mnist
 from d2lfast.data.images import Images
 from d2lfast.data.loader import TensorLoader

@@ -12,6 +12,7 @@ import torch
 from d2lfast.bench import registry
 from d2lfast.bench.case import Layout, Pass, make_sample
 from d2lfast.bench.cases_batch_norm import batch_norm_case
+from d2lfast.bench.cases_book import convolutions
 from d2lfast.bench.cases_conv2d import conv2d_case
 from d2lfast.bench.cases_pool2d import adaptive_case, pool2d_case
 from d2lfast.bench.cases_recurrent import cell_case
@@ -19,6 +20,7 @@ from d2lfast.bench.gate import check
 from d2lfast.bench.roofline import Roofline
 from d2lfast.bench.runner import run_case
 from d2lfast.bench.timing import interleave
+from d2lfast.models.registry import NETWORKS
 
 ROOFLINE = Roofline(peak=1e11, bandwidth=1e10)
 
@@ -166,6 +168,32 @@ def test_registry_is_sound():
         assert 0 < case.forward.values < case.both.values
 
 
+def test_the_book_suite_has_every_convolution_of_the_networks_once():
+    cases = registry.cases(suite=registry.Suite.BOOK)
+    assert len({case.name for case in cases}) == len(cases)
+    # Of LeNet: two layers, at the book's batch.
+    lenet = [case for case in cases if "/lenet/" in case.name]
+    assert [case.inputs for case in lenet] == [((128, 1, 28, 28),), ((128, 6, 14, 14),)]
+    assert [case.parameters for case in lenet] == [((6, 1, 5, 5), (6,)), ((16, 6, 5, 5), (16,))]
+    assert [case.input_grad for case in lenet] == [False, True]
+    assert lenet[0].convolution == {"stride": 1, "padding": 2, "groups": 1}
+    # A ResNet's blocks repeat themselves.
+    network = NETWORKS["resnet18"]
+    model = network.build(layers=torch.nn)
+    found = convolutions(model, torch.zeros(1, *network.shape))
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert sorted(each.weight for each in found) == sorted(tuple(layer.weight.shape) for layer in layers)
+    measured = {(case.inputs[0][1:], case.parameters[0], case.convolution["stride"]) for case in cases}
+    assert {(each.shape, each.weight, each.stride) for each in found} <= measured
+
+
+def test_command_lists_a_suite():
+    done = command("--suite", "book", "--filter", "/nin/", "--list")
+    assert done.returncode == 0, done.stderr
+    assert "conv2d/book/nin/" in done.stdout
+    assert "lenet" not in done.stdout
+
+
 def test_layouts_hold_the_same_numbers():
     case = TINY[0]
     plain, last = (make_sample(case, torch.float32, layout) for layout in Layout)
@@ -223,7 +251,7 @@ def test_command_prints_failures_instead_of_speed(monkeypatch, tmp_path):
     from d2lfast.bench import app, commands
 
     spoilt = wrong(TINY[0], SPOILT["value"])
-    monkeypatch.setattr(registry, "cases", lambda pattern="": [spoilt, TINY[3]])
+    monkeypatch.setattr(registry, "cases", lambda pattern, suite: [spoilt, TINY[3]])
     monkeypatch.setattr(commands, "measure_roofline", lambda dtype: ROOFLINE)
     done = CliRunner().invoke(app, ["kernels", "--seconds", "0", "--json", str(tmp_path / "out.json")])
     assert done.exit_code == 1, done.output

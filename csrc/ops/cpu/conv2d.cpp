@@ -6,6 +6,7 @@
 
 #include "../activation.h"
 #include "../allocate.h"
+#include "../conv2d_tuning.h"
 #include "../layout.h"
 #include "conv2d_passes.h"
 
@@ -46,18 +47,24 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight,
   const Conv2dShape shape = check_conv2d(images, weight, bias, stride, padding, dilation, groups);
   const Activation activation = parse_activation(activation_name);
   const bool has_bias = bias.has_value() && bias->defined();
-  const auto* passes = passes_of(choose_conv2d_algorithm(shape, Conv2dPass::kForward, algorithm));
-  if (passes != nullptr) {
+  // Undefined where the algorithm declines.
+  const auto forward = [&](Conv2dAlgorithm chosen) {
+    const auto* passes = passes_of(chosen);
+    if (passes == nullptr) {
+      return apply_activation(
+          at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups),
+          activation);
+    }
     at::Tensor output =
         empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},
               images.options().memory_format(conv2d_layout(images, weight)));
-    if (output.numel() == 0 ||
-        passes->forward({shape, images, weight, has_bias ? &*bias : nullptr, activation, output})) {
-      return like_batching_of(input, output);
-    }
-  }
-  at::Tensor output = at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
-  return like_batching_of(input, apply_activation(output, activation));
+    const Conv2dForward pass{shape, images, weight, has_bias ? &*bias : nullptr, activation, output};
+    return output.numel() == 0 || passes->forward(pass) ? output : at::Tensor();
+  };
+  at::Tensor output = forward(measure_conv2d_algorithm(
+      shape, Conv2dPass::kForward, algorithm, [&](Conv2dAlgorithm each) { return forward(each).defined(); }));
+  if (!output.defined()) output = forward(Conv2dAlgorithm::kAten);
+  return like_batching_of(input, output);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
@@ -74,25 +81,46 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
   const at::Tensor result = activated ? batched(*output) : at::Tensor();
   const Conv2dBackward pass{shape, grad, images, weight, activated ? &result : nullptr, activation};
   auto [wants_input, wants_weight, wants_bias] = output_mask;
+  const auto aten = [&](std::array<bool, 3> mask) {
+    return at::convolution_backward(activation_backward(grad, result, activation), images, weight,
+                                    at::IntArrayRef{shape.result_channels}, stride, padding, dilation, false,
+                                    {0, 0}, groups, mask);
+  };
   at::Tensor grad_input, grad_weight, grad_bias;
   if (wants_input) {
-    const auto* passes = passes_of(choose_conv2d_algorithm(shape, Conv2dPass::kGradInput, algorithm));
-    if (passes != nullptr) {
+    const auto compute = [&](const Conv2dPasses& passes) {
       grad_input = empty(images.sizes(), images.options().memory_format(conv2d_layout(images, weight)));
-      wants_input = grad_input.numel() > 0 && !passes->grad_input(pass, grad_input);
-    }
+      return grad_input.numel() == 0 || passes.grad_input(pass, grad_input);
+    };
+    const auto* passes = passes_of(
+        measure_conv2d_algorithm(shape, Conv2dPass::kGradInput, algorithm, [&](Conv2dAlgorithm each) {
+          const auto* contender = passes_of(each);
+          if (contender != nullptr) return compute(*contender);
+          aten({true, false, false});
+          return true;
+        }));
+    if (passes != nullptr) wants_input = !compute(*passes);
   }
   if (wants_weight || wants_bias) {
-    const auto* passes = passes_of(choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm));
-    if (passes != nullptr &&
-        passes->grad_weight(pass, wants_weight ? &grad_weight : nullptr, wants_bias ? &grad_bias : nullptr)) {
-      wants_weight = wants_bias = false;
-    }
+    const auto compute = [&](const Conv2dPasses& passes) {
+      return passes.grad_weight(pass, wants_weight ? &grad_weight : nullptr,
+                                wants_bias ? &grad_bias : nullptr);
+    };
+    const auto run = [&](Conv2dAlgorithm each) {
+      const auto* contender = passes_of(each);
+      if (contender != nullptr) return compute(*contender);
+      aten({false, true, wants_bias});
+      return true;
+    };
+    // The bias alone is not what the weight's gradient is measured for.
+    const auto chosen = wants_weight
+                            ? measure_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm, run)
+                            : choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm);
+    const auto* passes = passes_of(chosen);
+    if (passes != nullptr && compute(*passes)) wants_weight = wants_bias = false;
   }
   if (wants_input || wants_weight || wants_bias) {
-    const auto grads = at::convolution_backward(
-        activation_backward(grad, result, activation), images, weight, at::IntArrayRef{shape.result_channels},
-        stride, padding, dilation, false, {0, 0}, groups, {wants_input, wants_weight, wants_bias});
+    const auto grads = aten({wants_input, wants_weight, wants_bias});
     if (wants_input) grad_input = std::get<0>(grads);
     if (wants_weight) grad_weight = std::get<1>(grads);
     if (wants_bias) grad_bias = std::get<2>(grads);

@@ -7,6 +7,7 @@
 
 #include "conv2d_cuda_rules.h"
 #include "conv2d_tuning.h"
+#include "cpu/conv2d_flat.h"
 #include "cpu/conv2d_passes.h"
 
 namespace d2lfast::ops {
@@ -194,14 +195,20 @@ bool channels_wins(const Conv2dShape& s, Conv2dPass pass) {
 
 // ---- planes ----
 
-// Grouped layers in NCHW, where a row of the result fills its vectors to a good part.
+// Grouped layers in NCHW. Flat planes fill their vectors whatever their width; rows do where the result is
+// wide enough. Small depthwise layers are oneDNN's, and so are wide groups, where it multiplies blocks of 16.
 bool planes_wins(const Conv2dShape& s, Conv2dPass pass) {
   if (s.groups == 1) return false;
   const Traits t = traits_of(s);
-  if (pass == Conv2dPass::kGradWeight) return true;
-  if (s.dtype == DType::kFloat16 || s.dtype == DType::kFloat64) return t.group_channels <= 16;
+  const bool slow_native = s.dtype == DType::kFloat16 || s.dtype == DType::kFloat64;
+  if (pass == Conv2dPass::kGradWeight) {
+    return t.group_channels <= (slow_native ? 16 : 8) && (slow_native || s.result_width() >= 12);
+  }
+  if (slow_native) return t.group_channels <= 16;
+  const bool flat = s.dtype == DType::kFloat32 && flat_computes(s, pass);
+  if (flat && !t.depthwise) return t.group_channels <= 16;
   const int64_t most = s.dtype == DType::kBFloat16 ? 4 : 8;  // oneDNN multiplies pairs of bfloat16
-  return !t.strided && t.group_channels <= most && s.result_width() >= 24;
+  return (flat || !t.strided) && t.group_channels <= most && s.result_width() >= 24;
 }
 
 // ---- The table ----

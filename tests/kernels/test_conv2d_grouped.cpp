@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "../../csrc/kernels/conv2d_channels.h"
+#include "../../csrc/kernels/conv2d_flat.h"
 #include "../../csrc/kernels/conv2d_planes.h"
 #include "support.h"
 
@@ -10,6 +11,7 @@ namespace d2lfast::cpu {
   extern const Conv2dChannelsKernels conv2d_channels_kernels;              \
   extern const Conv2dChannelsWeightKernels conv2d_channels_weight_kernels; \
   extern const Conv2dPlanesKernels conv2d_planes_kernels;                  \
+  extern const Conv2dFlatKernels conv2d_flat_kernels;                      \
   }
 D2LFAST_DECLARE(baseline)
 D2LFAST_DECLARE(avx2)
@@ -174,6 +176,81 @@ void run_planes(const Conv2dPlanesKernels& table, const Problem& p, const Data& 
   expect_close(grad_weight, e.grad_weight, p.output.n * p.output.h * p.output.w, 1, what + ": weight");
 }
 
+int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+void run_flat(const Conv2dFlatKernels& table, const Problem& p, const Data& d, const Expected& e,
+              const std::string& what) {
+  const int64_t parts = (p.input.w + p.step - 1) / p.step;
+  if (p.step == 1 ? p.input.w != p.output.w : parts > p.output.w) return;
+  const int dtype = static_cast<int>(p.dtype);
+  const int64_t lanes = table.lanes[dtype], window = p.kernel * p.kernel;
+  Conv2dFlatParams params{};
+  params.groups = p.groups;
+  params.source_channels = p.sources();
+  params.result_channels = p.results();
+  params.source = d.input.data();
+  if (p.derived != Activation::kNone) params.activated = d.derived.data();
+  params.source_activation = p.derived;
+  params.height = p.input.h;
+  params.width = p.input.w;
+  params.step = p.step;
+  params.copied = p.step > 1 || params.activated != nullptr || p.dtype != accumulator_of(p.dtype);
+  params.row_stride = p.output.w;
+  params.part_size = (p.input.h + p.step - 1) / p.step * p.output.w;
+  params.channel_stride = p.step * p.step * params.part_size;
+  params.taps = window;
+  params.size = p.output.h * p.output.w;
+  std::vector<int64_t> offset;
+  std::vector<uint16_t> mask(
+      static_cast<size_t>(((params.size + lanes - 1) / lanes + kFlatSpareVectors) * window));
+  for (int64_t k = 0; k < window; ++k) {
+    const int64_t row = k / p.kernel * p.dilation - p.padding, col = k % p.kernel * p.dilation - p.padding;
+    const int64_t y = floor_div(row, p.step), x = floor_div(col, p.step);
+    offset.push_back(((row - y * p.step) * p.step + col - x * p.step) * params.part_size + y * p.output.w +
+                     x);
+    for (int64_t i = 0; i < params.size; ++i) {
+      const int64_t h = i / p.output.w * p.step + row, w = i % p.output.w * p.step + col;
+      if (h < 0 || h >= p.input.h || w < 0 || w >= p.input.w) continue;
+      mask[static_cast<size_t>(i / lanes * window + k)] |= static_cast<uint16_t>(1u << i % lanes);
+    }
+  }
+  params.offset = offset.data();
+  params.mask = mask.data();
+  Buffer weight(accumulator_of(p.dtype), p.weights());
+  for (int64_t i = 0; i < p.weights(); ++i) {
+    const int64_t k = i % window, c = i / window % p.sources(), m = i / window / p.sources();
+    const int64_t g = m / p.results();
+    weight.set(((g * p.sources() + c) * window + k) * p.results() + m % p.results(), d.wide_weight.get(i));
+  }
+  params.weight = weight.data();
+  params.bias = p.bias ? d.bias.data() : nullptr;
+  params.activation = p.activation;
+  Buffer output(p.dtype, p.output.size());
+  params.result = output.data();
+  const int64_t copy = p.sources() * params.channel_stride;
+  Buffer scratch(accumulator_of(p.dtype), copy);
+  for (int64_t i = 0; i < p.input.n * p.groups; ++i) {
+    table.group[dtype](params, i / p.groups, i % p.groups, scratch.data());
+  }
+  expect_close(output, e.output, additions_of(p), 1, what + ": flat output");
+  params.activated = nullptr;
+  params.copied = p.step > 1 || p.dtype != accumulator_of(p.dtype);
+  const Conv2dFlatWeightParams gradient{params, d.grad.data(), nullptr, Activation::kNone};
+  Buffer sums(accumulator_of(p.dtype),
+              p.results() * ((p.sources() * window + 1) * lanes + params.size) + copy);
+  Buffer grad_weight(accumulator_of(p.dtype), p.weights()), grad_bias(accumulator_of(p.dtype), p.output.c);
+  const int64_t element = p.dtype == DType::kFloat64 ? 8 : 4;
+  for (int64_t g = 0; g < p.groups; ++g) {
+    const int64_t first = g * p.results();
+    table.weight[dtype](gradient, 0, p.input.n, g,
+                        static_cast<char*>(grad_weight.data()) + first * p.sources() * window * element,
+                        static_cast<char*>(grad_bias.data()) + first * element, sums.data());
+  }
+  const int64_t pixels = p.output.n * p.output.h * p.output.w;
+  expect_close(grad_weight, e.grad_weight, pixels, 1, what + ": flat weight");
+  expect_close(grad_bias, e.grad_bias, pixels, 1, what + ": flat bias");
+}
+
 void run_channels(const Conv2dChannelsKernels& table, const Conv2dChannelsWeightKernels& weight_table,
                   const Problem& p, const Data& d, const Expected& e, const std::string& what) {
   const int dtype = static_cast<int>(p.dtype);
@@ -266,6 +343,8 @@ void run_channels(const Conv2dChannelsKernels& table, const Conv2dChannelsWeight
 void test_conv2d_grouped(int cases) {
   const auto planes = tables(cpu::baseline::conv2d_planes_kernels, cpu::avx2::conv2d_planes_kernels,
                              cpu::avx512::conv2d_planes_kernels);
+  const auto flat = tables(cpu::baseline::conv2d_flat_kernels, cpu::avx2::conv2d_flat_kernels,
+                           cpu::avx512::conv2d_flat_kernels);
   const auto channels = tables(cpu::baseline::conv2d_channels_kernels, cpu::avx2::conv2d_channels_kernels,
                                cpu::avx512::conv2d_channels_kernels);
   const auto weights =
@@ -287,6 +366,7 @@ void test_conv2d_grouped(int cases) {
         run_channels(*channels.table[isa], *weights.table[isa], p, d, e, what);
       } else {
         run_planes(*planes.table[isa], p, d, e, what);
+        run_flat(*flat.table[isa], p, d, e, what);
       }
     }
   }

@@ -6,6 +6,7 @@
 #include "../../kernels/cpu/isa.h"
 #include "../allocate.h"
 #include "../dtype.h"
+#include "conv2d_flat.h"
 #include "conv2d_passes.h"
 #include "conv2d_sums.h"
 #include "scratch.h"
@@ -94,19 +95,16 @@ void run_planes(const Conv2dShape& shape, PlanesSetup& setup, at::Tensor& result
   });
 }
 
-// [O,C,KH,KW] to the weight of the data gradient, [G*C,M,KH,KW], turned by half a turn.
-at::Tensor turned(const at::Tensor& weight, int64_t groups) {
-  const int64_t m = weight.size(0) / groups, c = weight.size(1);
-  return weight.reshape({groups, m, c, weight.size(2), weight.size(3)})
-      .transpose(1, 2)
-      .flip({3, 4})
-      .reshape({groups * c, m, weight.size(2), weight.size(3)})
-      .contiguous();
-}
-
 at::Tensor widened(const at::Tensor& t) { return t.to(accumulator_type(t.scalar_type())).contiguous(); }
 
 bool same_steps(const Conv2dShape& s) { return s.stride[0] == s.stride[1]; }
+
+// A tile of rows reads each vector of a depthwise layer's source once for three of its taps; elsewhere, or
+// where rows are much shorter than vectors, flat planes win.
+bool flat(const Conv2dShape& s, Conv2dPass pass) {
+  const bool depthwise = s.groups == s.channels && s.result_channels == s.channels;
+  return flat_computes(s, pass) && (!depthwise || s.stride[0] > 1 || s.result_width() <= 8);
+}
 
 }  // namespace
 
@@ -119,6 +117,7 @@ bool planes_computes(const Conv2dShape& s, Conv2dPass pass) {
     case Conv2dPass::kGradInput:
       return unit_steps;
     default:
+      if (flat(s, pass)) return true;
       return unit_steps && s.dilation[0] == 1 && s.dilation[1] == 1 && s.groups == s.channels &&
              s.result_channels == s.channels && kernels().knows_window(s.kernel_h, s.kernel_w);
   }
@@ -126,6 +125,7 @@ bool planes_computes(const Conv2dShape& s, Conv2dPass pass) {
 
 bool planes_forward(const Conv2dForward& pass) {
   const Conv2dShape& s = pass.shape;
+  if (flat(s, Conv2dPass::kForward)) return flat_forward(pass);
   const at::Tensor input = pass.input.contiguous(), weight = widened(pass.weight);
   PlanesSetup setup(input, weight, s.groups, s.stride[0], s.padding, s.dilation, s.result_height(),
                     s.result_width());
@@ -138,6 +138,7 @@ bool planes_forward(const Conv2dForward& pass) {
 
 bool planes_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
   const Conv2dShape& s = pass.shape;
+  if (flat(s, Conv2dPass::kGradInput)) return flat_grad_input(pass, grad_input);
   const at::Tensor grad = pass.grad_output.contiguous(), weight = widened(turned(pass.weight, s.groups));
   const int64_t padding[] = {s.dilation[0] * (s.kernel_h - 1) - s.padding[0],
                              s.dilation[1] * (s.kernel_w - 1) - s.padding[1]};
@@ -154,6 +155,7 @@ bool planes_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
 bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
   constexpr int64_t kMostChunks = 16;
   const Conv2dShape& s = pass.shape;
+  if (flat(s, Conv2dPass::kGradWeight)) return flat_grad_weight(pass, grad_weight, grad_bias);
   const Conv2dPlanesKernels& table = kernels();
   const int dtype = static_cast<int>(s.dtype);
   const at::Tensor input = pass.input.contiguous(), grad = pass.grad_output.contiguous();

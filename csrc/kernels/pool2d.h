@@ -82,7 +82,7 @@ struct AvgPool2dKernels {
 struct AdaptivePool2dKernels {
   Pool2dKernel<AdaptivePool2dParams> avg_forward[kNumDTypes], avg_backward[kNumDTypes];
   Pool2dKernel<AdaptivePool2dParams> max_forward[kNumDTypes], max_backward[kNumDTypes];
-  int64_t (*scratch)(int64_t w, int64_t oh);
+  int64_t (*scratch)(int64_t w, int64_t oh, int64_t ow);
   int64_t (*pixels_scratch)(int64_t h, int64_t w, int64_t oh, int64_t ow);
 };
 

@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "gradient_guard.h"
 #include "saved_geometry.h"
 
 namespace d2lfast::ops {
@@ -28,6 +29,7 @@ at::Tensor avg_backward(const at::Tensor& grad_output, SymInts input_size, bool 
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_adaptive_avg_pool2d_backward", "")
                              .typed<decltype(avg_backward)>();
+  const GradientGuard guard;
   return op.call(grad_output, input_size, channels_last);
 }
 
@@ -43,6 +45,7 @@ at::Tensor max_backward(const at::Tensor& grad_output, const at::Tensor& indices
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_adaptive_max_pool2d_backward", "")
                              .typed<decltype(max_backward)>();
+  const GradientGuard guard;
   return op.call(grad_output, indices, input_size, channels_last);
 }
 
@@ -50,17 +53,18 @@ class AdaptiveAvgPool2dFunction : public torch::autograd::Function<AdaptiveAvgPo
  public:
   static Variable forward(AutogradContext* ctx, const Variable& input, SymInts output_size) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    save_geometry(ctx, input);
+    SavedGeometry::save(ctx, input);
     return avg_dispatch(input, output_size);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const auto& grad = grad_outputs[0];
     if (!grad.defined()) return {Variable(), Variable()};
     // create_graph: torch's own backward, which is differentiable.
+    const SavedGeometry saved(ctx, 0);
     if (at::GradMode::is_enabled()) {
-      return {at::_adaptive_avg_pool2d_backward(grad, like_saved_input(ctx, grad)), Variable()};
+      return {at::_adaptive_avg_pool2d_backward(grad, saved.like_input(grad)), Variable()};
     }
-    return {avg_backward(grad, saved_image_size(ctx), ctx->saved_data["channels_last"].toBool()), Variable()};
+    return {avg_backward(grad, saved.image_size(), saved.channels_last()), Variable()};
   }
 };
 
@@ -69,7 +73,7 @@ class AdaptiveMaxPool2dFunction : public torch::autograd::Function<AdaptiveMaxPo
   static variable_list forward(AutogradContext* ctx, const Variable& input, SymInts output_size) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, indices] = max_dispatch(input, output_size);
-    save_geometry(ctx, input);
+    SavedGeometry::save(ctx, input);
     ctx->save_for_backward({indices});
     ctx->mark_non_differentiable({indices});
     return {output, indices};
@@ -78,11 +82,11 @@ class AdaptiveMaxPool2dFunction : public torch::autograd::Function<AdaptiveMaxPo
     const auto& grad = grad_outputs[0];
     if (!grad.defined()) return {Variable(), Variable()};
     const auto indices = ctx->get_saved_variables()[0];
+    const SavedGeometry saved(ctx, 0);
     if (at::GradMode::is_enabled()) {
-      return {at::adaptive_max_pool2d_backward(grad, like_saved_input(ctx, grad), indices), Variable()};
+      return {at::adaptive_max_pool2d_backward(grad, saved.like_input(grad), indices), Variable()};
     }
-    return {max_backward(grad, indices, saved_image_size(ctx), ctx->saved_data["channels_last"].toBool()),
-            Variable()};
+    return {max_backward(grad, indices, saved.image_size(), saved.channels_last()), Variable()};
   }
 };
 

@@ -10,6 +10,7 @@
 
 #include "activation.h"
 #include "dtype.h"
+#include "gradient_guard.h"
 
 namespace d2lfast::ops {
 
@@ -21,6 +22,11 @@ using torch::autograd::variable_list;
 using OptionalTensor = std::optional<at::Tensor>;
 
 bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
+
+std::string_view activation_name(Activation activation) {
+  constexpr std::array<std::string_view, 4> kNames = {"none", "relu", "sigmoid", "tanh"};
+  return kNames[static_cast<size_t>(activation)];
+}
 
 OptionalTensor optional(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
@@ -133,6 +139,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_dispatch(
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_batch_norm_act_backward", "")
                              .typed<decltype(backward_dispatch)>();
+  const GradientGuard guard;
   return op.call(grad_output, input, weight, statistics, output, mask, training, activation, output_mask);
 }
 
@@ -141,20 +148,19 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
   static Variable forward(AutogradContext* ctx, const Variable& input, const OptionalTensor& weight,
                           const OptionalTensor& bias, const OptionalTensor& residual,
                           const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                          bool training, double momentum, double eps, std::string_view activation_name) {
+                          bool training, double momentum, double eps, std::string_view name) {
     at::AutoDispatchBelowAutograd guard;
-    const Activation activation = parse_activation(activation_name);
+    const Activation activation = parse_activation(name);
     auto [output, statistics, mask] = saving_dispatch(input, weight, bias, running_mean, running_var,
-                                                      training, momentum, eps, activation_name, residual);
+                                                      training, momentum, eps, name, residual);
     // The running statistics serve the double backward of evaluation.
     ctx->save_for_backward({input, given(weight) ? *weight : Variable(), statistics,
                             keeps_output(activation) ? output : Variable(),
                             keeps_mask(activation, given(residual)) ? mask : Variable(),
                             training ? Variable() : *running_mean, training ? Variable() : *running_var});
-    ctx->saved_data["given"] = 1 | given(weight) << 1 | given(bias) << 2 | given(residual) << 3;
-    ctx->saved_data["training"] = training;
+    const int64_t present = 1 | given(weight) << 1 | given(bias) << 2 | given(residual) << 3;
+    ctx->saved_data["modes"] = present | training << 4 | static_cast<int64_t>(activation) << 5;
     ctx->saved_data["eps"] = eps;
-    ctx->saved_data["activation"] = std::string(activation_name);
     return output;
   }
 
@@ -162,11 +168,10 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     const auto saved = ctx->get_saved_variables();
     const auto &input = saved[0], &weight = saved[1], &statistics = saved[2], &output = saved[3],
                &relu_mask = saved[4];
-    const auto present = ctx->saved_data["given"].toInt();
-    const bool training = ctx->saved_data["training"].toBool();
-    const double eps = ctx->saved_data["eps"].toDouble();
-    const auto name = ctx->saved_data["activation"].toStringRef();
-    const Activation activation = parse_activation(name);
+    const int64_t present = ctx->saved_data["modes"].toInt();
+    const bool training = present >> 4 & 1;
+    const auto activation = static_cast<Activation>(present >> 5);
+    const std::string_view name = activation_name(activation);
     // needs_input_grad counts the tensors that were given.
     std::array<bool, 4> mask{};
     for (size_t i = 0, position = 0; i < 4; ++i) {
@@ -194,7 +199,7 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
       };
       std::tie(grads[0], grads[1], grads[2]) = at::native_batch_norm_backward(
           before, input, optional(parameter), optional(saved[5]), optional(saved[6]), row(0), row(1),
-          training, eps, {mask[0], mask[1], mask[2]});
+          training, ctx->saved_data["eps"].toDouble(), {mask[0], mask[1], mask[2]});
       grads[3] = before;
     } else {
       // Without an activation the residual's gradient is the output's.

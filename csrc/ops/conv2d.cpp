@@ -9,6 +9,7 @@
 #include "activation.h"
 #include "autocast.h"
 #include "dtype.h"
+#include "gradient_guard.h"
 #include "layout.h"
 
 namespace d2lfast::ops {
@@ -101,6 +102,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_dispatch(
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_conv2d_backward", "")
                              .typed<decltype(conv2d_backward_dispatch)>();
+  const GradientGuard guard;
   return op.call(grad_output, input, weight, output, stride, padding, dilation, groups, activation, algorithm,
                  output_mask);
 }

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "gradient_guard.h"
 #include "saved_geometry.h"
 
 namespace d2lfast::ops {
@@ -16,6 +17,13 @@ namespace {
 Window2d window_of(at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
                    at::IntArrayRef dilation) {
   if (stride.empty()) stride = kernel_size;
+  const auto check = [](const char* name, at::IntArrayRef pair) {
+    TORCH_CHECK(pair.size() == 2, name, " must have two values, but got ", pair);
+  };
+  check("kernel_size", kernel_size);
+  check("stride", stride);
+  check("padding", padding);
+  check("dilation", dilation);
   return {kernel_size[0], kernel_size[1], stride[0],   stride[1],
           padding[0],     padding[1],     dilation[0], dilation[1]};
 }
@@ -110,6 +118,7 @@ at::Tensor max_backward(const at::Tensor& grad_output, const at::Tensor& positio
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_max_pool2d_backward", "")
                              .typed<decltype(max_backward)>();
+  const GradientGuard guard;
   return op.call(grad_output, position, input_size, kernel_size, stride, padding, dilation, channels_last);
 }
 
@@ -129,12 +138,8 @@ class MaxPool2dFunction : public torch::autograd::Function<MaxPool2dFunction> {
                                bool with_indices) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, position] = max_with_position(input, kernel_size, stride, padding, dilation, ceil_mode);
-    ctx->saved_data["kernel_size"] = kernel_size;
-    ctx->saved_data["stride"] = stride;
-    ctx->saved_data["padding"] = padding;
-    ctx->saved_data["dilation"] = dilation;
+    SavedGeometry::save(ctx, input, {kernel_size, stride.empty() ? kernel_size : stride, padding, dilation});
     ctx->saved_data["ceil_mode"] = ceil_mode;
-    save_geometry(ctx, input);
     ctx->save_for_backward({position});
     if (!with_indices) return {output};
     Variable index = position_to_index(position, image_size(input), kernel_size, stride, padding, dilation);
@@ -146,21 +151,19 @@ class MaxPool2dFunction : public torch::autograd::Function<MaxPool2dFunction> {
     variable_list grads(7);
     if (!grad_outputs[0].defined()) return grads;
     const auto position = ctx->get_saved_variables()[0];
-    const auto input_size = saved_image_size(ctx);
-    const auto kernel_size = ctx->saved_data["kernel_size"].toSymIntVector();
-    const auto stride = ctx->saved_data["stride"].toSymIntVector();
-    const auto padding = ctx->saved_data["padding"].toSymIntVector();
-    const auto dilation = ctx->saved_data["dilation"].toSymIntVector();
+    const SavedGeometry saved(ctx, 4);
+    const auto input_size = saved.image_size(), kernel_size = saved.pair(0), stride = saved.pair(1),
+               padding = saved.pair(2), dilation = saved.pair(3);
     if (at::GradMode::is_enabled()) {
       // create_graph: torch's own backward, which is differentiable.
       grads[0] = at::max_pool2d_with_indices_backward(
-          grad_outputs[0], like_saved_input(ctx, grad_outputs[0]), C10_AS_INTARRAYREF_SLOW(kernel_size),
+          grad_outputs[0], saved.like_input(grad_outputs[0]), C10_AS_INTARRAYREF_SLOW(kernel_size),
           C10_AS_INTARRAYREF_SLOW(stride), C10_AS_INTARRAYREF_SLOW(padding),
           C10_AS_INTARRAYREF_SLOW(dilation), ctx->saved_data["ceil_mode"].toBool(),
           position_to_index(position, input_size, kernel_size, stride, padding, dilation));
     } else {
       grads[0] = max_backward(grad_outputs[0], position, input_size, kernel_size, stride, padding, dilation,
-                              ctx->saved_data["channels_last"].toBool());
+                              saved.channels_last());
     }
     return grads;
   }
@@ -205,6 +208,7 @@ at::Tensor avg_backward(const at::Tensor& grad_output, SymInts input_size, SymIn
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_avg_pool2d_backward", "")
                              .typed<decltype(avg_backward)>();
+  const GradientGuard guard;
   return op.call(grad_output, input_size, kernel_size, stride, padding, count_include_pad, divisor,
                  channels_last);
 }
@@ -215,23 +219,21 @@ class AvgPool2dFunction : public torch::autograd::Function<AvgPool2dFunction> {
                           SymInts padding, bool ceil_mode, bool count_include_pad,
                           std::optional<c10::SymInt> divisor) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->saved_data["kernel_size"] = kernel_size;
-    ctx->saved_data["stride"] = stride;
-    ctx->saved_data["padding"] = padding;
-    ctx->saved_data["ceil_mode"] = ceil_mode;
-    ctx->saved_data["count_include_pad"] = count_include_pad;
+    const auto output =
+        avg_pool2d_dispatch(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor);
+    SavedGeometry::save(ctx, input, {kernel_size, stride.empty() ? kernel_size : stride, padding});
+    ctx->saved_data["modes"] = int64_t{ceil_mode} | int64_t{count_include_pad} << 1;
     if (divisor.has_value()) ctx->saved_data["divisor"] = *divisor;
-    save_geometry(ctx, input);
-    return avg_pool2d_dispatch(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor);
+    return output;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     variable_list grads(7);
     if (!grad_outputs[0].defined()) return grads;
-    const auto kernel_size = ctx->saved_data["kernel_size"].toSymIntVector();
-    const auto stride = ctx->saved_data["stride"].toSymIntVector();
-    const auto padding = ctx->saved_data["padding"].toSymIntVector();
-    const bool include_pad = ctx->saved_data["count_include_pad"].toBool();
+    const SavedGeometry saved(ctx, 3);
+    const auto kernel_size = saved.pair(0), stride = saved.pair(1), padding = saved.pair(2);
+    const int64_t modes = ctx->saved_data["modes"].toInt();
+    const bool ceil_mode = modes & 1, include_pad = modes & 2;
     std::optional<c10::SymInt> divisor;
     if (const auto found = ctx->saved_data.find("divisor"); found != ctx->saved_data.end()) {
       divisor = found->second.toSymInt();
@@ -239,13 +241,13 @@ class AvgPool2dFunction : public torch::autograd::Function<AvgPool2dFunction> {
     if (at::GradMode::is_enabled()) {
       std::optional<int64_t> concrete;
       if (divisor.has_value()) concrete = divisor->guard_int(__FILE__, __LINE__);
-      grads[0] = at::avg_pool2d_backward(grad_outputs[0], like_saved_input(ctx, grad_outputs[0]),
-                                         C10_AS_INTARRAYREF_SLOW(kernel_size),
-                                         C10_AS_INTARRAYREF_SLOW(stride), C10_AS_INTARRAYREF_SLOW(padding),
-                                         ctx->saved_data["ceil_mode"].toBool(), include_pad, concrete);
+      grads[0] =
+          at::avg_pool2d_backward(grad_outputs[0], saved.like_input(grad_outputs[0]),
+                                  C10_AS_INTARRAYREF_SLOW(kernel_size), C10_AS_INTARRAYREF_SLOW(stride),
+                                  C10_AS_INTARRAYREF_SLOW(padding), ceil_mode, include_pad, concrete);
     } else {
-      grads[0] = avg_backward(grad_outputs[0], saved_image_size(ctx), kernel_size, stride, padding,
-                              include_pad, divisor, ctx->saved_data["channels_last"].toBool());
+      grads[0] = avg_backward(grad_outputs[0], saved.image_size(), kernel_size, stride, padding, include_pad,
+                              divisor, saved.channels_last());
     }
     return grads;
   }

@@ -210,7 +210,7 @@ void test_adaptive(const Pool2dTables& tables, const Problem& p, const Buffer& i
   Buffer largest(p.dtype, p.output.size()), largest_grad(p.dtype, p.input.size());
   Exact<int64_t> indices(p.output.size());
   const auto& table = tables.adaptive;
-  const int64_t scratch = last ? table.pixels_scratch(h, w, oh, ow) : table.scratch(w, oh);
+  const int64_t scratch = last ? table.pixels_scratch(h, w, oh, ow) : table.scratch(w, oh, ow);
   in_two(table.avg_forward[dtype],
          AdaptivePool2dParams{input.data(), average.data(), nullptr, n, c, h, w, oh, ow, last},
          items(p.output), scratch, p.dtype);

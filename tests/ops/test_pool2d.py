@@ -108,6 +108,29 @@ class TestMaxPool2d(OpTester):
             assert torch.equal(ours[1], theirs[1])
 
     @pytest.mark.isa
+    @pytest.mark.parametrize("kernel,stride", [((3, 3), 1), ((3, 3), 2), ((5, 5), 1), ((2, 3), 2), ((3, 5), 2)])
+    def test_positions_of_windows_taken_axis_by_axis(self, kernel, stride):
+        """Ties go to the first element in row-major order, NaN to the last, planes without NaN beside it."""
+        for size, dtype in ((31, torch.float32), (18, torch.float64), (56, torch.bfloat16)):
+            for share in (0.0, 0.02):
+                x = torch.randint(-2, 3, (4, 3, 13, size)).to(dtype)
+                x[:2][torch.rand(x[:2].shape) < share] = torch.nan
+                x[3] = -torch.inf
+                ours, theirs = (
+                    f.max_pool2d(x, kernel, stride, padding=[k // 2 for k in kernel], return_indices=True)
+                    for f in (d2lfast.nn.functional, torch.nn.functional)
+                )
+                torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=0, equal_nan=True)
+                assert torch.equal(ours[1], theirs[1])
+
+    def test_windows_of_one_value_are_refused(self):
+        x = torch.randn(1, 2, 6, 6, requires_grad=True)
+        with pytest.raises(RuntimeError, match="kernel_size must have two values"):
+            torch.ops.d2lfast.max_pool2d(x, [2], [], [0, 0], [1, 1], False)
+        with pytest.raises(RuntimeError, match="padding must have two values"):
+            torch.ops.d2lfast.avg_pool2d(x, [2, 2], [], [0], False, True, None)
+
+    @pytest.mark.isa
     def test_window_that_meets_padding_alone(self):
         """Dilation can step over the image: -inf, and no gradient (torch writes out of bounds)."""
         for dtype in (torch.float32, torch.float16):

@@ -34,7 +34,7 @@ void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at
   const bool sums_images = indices != nullptr && !forward;
   const int64_t scratch = sums_images ? params.h * params.w * (last ? params.c : 1)
                           : last      ? table.pixels_scratch(params.h, params.w, params.oh, params.ow)
-                                      : table.scratch(params.w, params.oh);
+                                      : table.scratch(params.w, params.oh, params.ow);
   parallel_items(kernels[static_cast<int>(dtype)], params, items, image.numel() / items, scratch, dtype);
 }
 

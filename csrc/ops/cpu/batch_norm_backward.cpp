@@ -120,9 +120,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
 
   Coefficients& k = run.coefficients;
   const ChannelValues weights = read_channels(weight, channels, 1);
-  const ChannelValues means = read_channels(statistics.select(0, 0), channels, 0);
-  const ChannelValues inverses = read_channels(statistics.select(0, 1), channels, 0);
-  const ChannelValues shifts = read_channels(statistics.select(0, 2), channels, 0);
+  const ChannelValues means = read_row(statistics, 0);
+  const ChannelValues inverses = read_row(statistics, 1);
+  const ChannelValues shifts = read_row(statistics, 2);
   for (int64_t c = 0; c < channels; ++c) {
     k.set(Coefficients::kCenter, c, means[c]);
     k.set(Coefficients::kScale, c, weights[c] * inverses[c]);

@@ -21,13 +21,11 @@ void with_type(at::ScalarType type, void* data, const Body& body) {
   }
 }
 
-}  // namespace
-
-ChannelValues read_channels(const std::optional<at::Tensor>& tensor, int64_t channels, double value) {
-  if (!tensor.has_value() || !tensor->defined()) return ChannelValues(channels, value);
+// Elements `begin`, `begin + stride`, ... of a tensor's data.
+ChannelValues read(const at::Tensor& tensor, int64_t begin, int64_t channels, int64_t stride) {
   ChannelValues values(channels);
-  const int64_t stride = tensor->stride(0);
-  with_type(tensor->scalar_type(), const_cast<void*>(tensor->const_data_ptr()), [&](const auto* data) {
+  with_type(tensor.scalar_type(), const_cast<void*>(tensor.const_data_ptr()), [&](const auto* data) {
+    data += begin;
     if (stride == 1) {
       for (int64_t c = 0; c < channels; ++c) values[c] = static_cast<double>(data[c]);
     } else {
@@ -37,17 +35,36 @@ ChannelValues read_channels(const std::optional<at::Tensor>& tensor, int64_t cha
   return values;
 }
 
-void write_channels(const at::Tensor& tensor, const ChannelValues& values, double keep) {
-  const int64_t stride = tensor.stride(0);
+void write(const at::Tensor& tensor, int64_t begin, int64_t stride, const ChannelValues& values,
+           double keep) {
   with_type(tensor.scalar_type(), tensor.mutable_data_ptr(), [&](auto* data) {
     using T = std::remove_pointer_t<decltype(data)>;
     using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
     for (size_t c = 0; c < values.size(); ++c) {
-      T& element = data[c * stride];
+      T& element = data[begin + static_cast<int64_t>(c) * stride];
       const double old = keep == 0 ? 0 : keep * static_cast<double>(element);
       element = static_cast<T>(static_cast<A>(old + values[c]));
     }
   });
+}
+
+}  // namespace
+
+ChannelValues read_channels(const std::optional<at::Tensor>& tensor, int64_t channels, double value) {
+  if (!tensor.has_value() || !tensor->defined()) return ChannelValues(channels, value);
+  return read(*tensor, 0, channels, tensor->stride(0));
+}
+
+ChannelValues read_row(const at::Tensor& tensor, int64_t row) {
+  return read(tensor, row * tensor.stride(0), tensor.size(1), tensor.stride(1));
+}
+
+void write_channels(const at::Tensor& tensor, const ChannelValues& values, double keep) {
+  write(tensor, 0, tensor.stride(0), values, keep);
+}
+
+void write_row(const at::Tensor& tensor, int64_t row, const ChannelValues& values) {
+  write(tensor, row * tensor.stride(0), tensor.stride(1), values, 0);
 }
 
 Coefficients::Coefficients(DType dtype, int64_t channels, int64_t fold)

@@ -16,8 +16,13 @@ using ChannelValues = c10::SmallVector<double, 128>;
 // Values of a per-channel tensor; `value` where it is not given.
 ChannelValues read_channels(const std::optional<at::Tensor>& tensor, int64_t channels, double value);
 
+// A row of a [rows,C] tensor, without a tensor for it.
+ChannelValues read_row(const at::Tensor& tensor, int64_t row);
+
 // tensor = keep * tensor + values
 void write_channels(const at::Tensor& tensor, const ChannelValues& values, double keep = 0);
+// The same of a row of a [rows,C] tensor, which is overwritten.
+void write_row(const at::Tensor& tensor, int64_t row, const ChannelValues& values);
 
 // A value rounded to the kernels' accumulator type.
 inline double rounded(DType dtype, double value) {

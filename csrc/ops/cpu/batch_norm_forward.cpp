@@ -118,9 +118,9 @@ at::Tensor forward(const at::Tensor& input, const OptionalTensor& weight, const 
   if (saved != nullptr) {
     ChannelValues shifts(channels);
     for (int64_t c = 0; c < channels; ++c) shifts[c] = run.coefficients.get(Coefficients::kShift, c);
-    write_channels(saved->statistics.select(0, 0), s.mean);
-    write_channels(saved->statistics.select(0, 1), s.invstd);
-    write_channels(saved->statistics.select(0, 2), shifts);
+    write_row(saved->statistics, 0, s.mean);
+    write_row(saved->statistics, 1, s.invstd);
+    write_row(saved->statistics, 2, shifts);
   }
   if (training && given(running_mean)) {
     for (double& value : s.mean) value *= momentum;

@@ -84,11 +84,11 @@ std::tuple<at::Tensor, at::Tensor> backward_elements_cpu(
   run.base.grad_residual = wants_residual ? grad_residual.mutable_data_ptr() : nullptr;
   run.choose_stream();
   const ChannelValues weights = read_channels(weight, channels, 1);
-  const ChannelValues means = read_channels(statistics.select(0, 0), channels, 0);
-  const ChannelValues inverses = read_channels(statistics.select(0, 1), channels, 0);
-  const ChannelValues shifts = read_channels(statistics.select(0, 2), channels, 0);
-  const ChannelValues first = read_channels(sums.select(0, 0), channels, 0);
-  const ChannelValues second = read_channels(sums.select(0, 1), channels, 0);
+  const ChannelValues means = read_row(statistics, 0);
+  const ChannelValues inverses = read_row(statistics, 1);
+  const ChannelValues shifts = read_row(statistics, 2);
+  const ChannelValues first = read_row(sums, 0);
+  const ChannelValues second = read_row(sums, 1);
   Coefficients& k = run.coefficients;
   for (int64_t c = 0; c < channels; ++c) {
     k.set(Coefficients::kCenter, c, means[c]);

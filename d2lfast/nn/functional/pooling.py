@@ -30,6 +30,8 @@ Pair = int | Sequence[int]
 
 def _pair(op: str, name: str, value: Any) -> list[Any]:
     """One value for each axis; None or an empty sequence is left to the operator's default."""
+    if type(value) is int:
+        return [value, value]
     if value is None:
         return []
     if isinstance(value, int | torch.SymInt):
@@ -132,7 +134,7 @@ def avg_pool2d(
 
 def _adaptive_size(input: Tensor, output_size: Any) -> list[Any]:
     """The output's size; None keeps the input's along that axis."""
-    if isinstance(output_size, int | torch.SymInt):
+    if type(output_size) is int or isinstance(output_size, int | torch.SymInt):
         return [output_size, output_size]
     sizes = list(output_size)
     if len(sizes) == 1:

@@ -8,18 +8,18 @@ from torch import nn
 
 from d2lfast.models.registry import NETWORKS
 
-# Smaller images where the architecture has room for them: a batch, the image's size, steps of training.
+# Smaller images where the architecture has room for them: a batch and the image's size.
 SMALLER = {
-    "alexnet": (2, 96, 3),
-    "vgg11": (2, 32, 2),
-    "vgg11-small": (2, 32, 3),
-    "nin": (2, 80, 3),
-    "googlenet": (2, 48, 4),
-    "resnet18": (4, 48, 4),
-    "resnet18-small": (4, 12, 4),
-    "resnext": (4, 64, 6),
-    "densenet": (4, 48, 20),
-    "regnetx32": (4, 48, 20),
+    "alexnet": (2, 96),
+    "vgg11": (2, 32),
+    "vgg11-small": (2, 32),
+    "nin": (2, 80),
+    "googlenet": (2, 48),
+    "resnet18": (4, 48),
+    "resnet18-small": (8, 20),
+    "resnext": (8, 64),
+    "densenet": (4, 48),
+    "regnetx32": (4, 48),
 }
 # Deep normalised networks magnify rounding: they learn slowly here, and their gradients may differ more.
 DEEP = ("resnet18", "resnext", "densenet", "regnetx32", "resnet18-small")
@@ -27,11 +27,11 @@ ALL = pytest.mark.parametrize("name", NETWORKS)
 
 
 def twins_of(name):
-    """The entry of the registry, its twins, a batch and a number of steps."""
+    """The entry of the registry, its twins and a batch."""
     network = NETWORKS[name]
-    batch, size, steps = SMALLER.get(name, (4, network.resize, 20))
+    batch, size = SMALLER.get(name, (4, network.resize))
     shape = network.shape if network.resize is None else (1, size, size)
-    return network, *network.twins(**network.sizes_for(shape)), network.example(batch, shape), steps
+    return network, *network.twins(**network.sizes_for(shape)), network.example(batch, shape)
 
 
 def wide(tensors):
@@ -62,7 +62,7 @@ def without_dropout(model):
 
 @ALL
 def test_outputs_gradients_and_buffers(name):
-    network, ours, native, (inputs, target), _ = twins_of(name)
+    network, ours, native, (inputs, target) = twins_of(name)
     # Masks differ between dtypes; the test of the curves has dropout.
     without_dropout(ours)
     without_dropout(native)
@@ -83,32 +83,43 @@ def test_outputs_gradients_and_buffers(name):
     assert off(gradient, exact[1]) < (5e-2 if name in DEEP else 1e-3)
 
 
+def train(network, model, inputs, target, lr):
+    """The losses of 20 steps."""
+    torch.manual_seed(5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = network.loss(model(*inputs), target)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses, dtype=torch.float64)
+
+
 @ALL
 def test_learns_like_its_twin(name):
-    network, ours, native, (inputs, target), steps = twins_of(name)
-    curves = []
-    for model in (ours, native):
-        torch.manual_seed(5)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.001 if name in DEEP else min(network.lr, 0.02))
-        losses = []
-        for _ in range(steps):
-            optimizer.zero_grad()
-            loss = network.loss(model(*inputs), target)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            losses.append(loss.item())
-        curves.append(torch.tensor(losses))
+    network, ours, native, (inputs, target) = twins_of(name)
+    lr = 0.001 if name in DEEP else min(network.lr, 0.02)
+    exact = copy.deepcopy(native).double() if name in DEEP else None
+    curves = [train(network, model, inputs, target, lr) for model in (ours, native)]
     assert curves[1].isfinite().all()
     assert curves[1].std() > 0
-    torch.testing.assert_close(*curves, rtol=1e-3, atol=1e-4)
+    if exact is None:
+        torch.testing.assert_close(*curves, rtol=1e-3, atol=1e-4)
+    else:
+        # Steps magnify rounding, torch's too: ours may be about as far from the exact curve.
+        reference = train(network, exact, wide(inputs), *wide([target]), lr)
+        far, native_far = (((curve - reference) / reference).abs().max() for curve in curves)
+        assert far < max(2e-3, 5 * native_far)
     with torch.no_grad():
-        assert off(ours.eval()(*inputs), native.eval()(*inputs)) < 1e-2
+        assert off(ours.eval()(*inputs), native.eval()(*inputs)) < (5e-2 if name in DEEP else 1e-2)
 
 
 @ALL
 def test_parameters_go_both_ways(name):
-    _, ours, native, _, _ = twins_of(name)
+    _, ours, native, _ = twins_of(name)
     for source, target in ((ours, native), (native, ours)):
         with torch.no_grad():
             for value in source.state_dict().values():
@@ -124,7 +135,7 @@ def test_parameters_go_both_ways(name):
 
 @pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.resize])
 def test_channels_last_and_autocast(name):
-    network, ours, _, (inputs, target), _ = twins_of(name)
+    network, ours, _, (inputs, target) = twins_of(name)
     (images,) = inputs
     with torch.no_grad():
         expected = ours.eval()(images)
@@ -139,7 +150,7 @@ def test_channels_last_and_autocast(name):
 
 @pytest.mark.parametrize("name", ["bn-lenet", "googlenet", "resnext", "gru", "deep-rnn-scratch", "seq2seq"])
 def test_exports(name):
-    _, ours, _, (inputs, _), _ = twins_of(name)
+    _, ours, _, (inputs, _) = twins_of(name)
     with torch.no_grad():
         expected = ours.eval()(*inputs)
         assert torch.equal(torch.export.export(ours, tuple(inputs)).module()(*inputs), expected)

@@ -2,9 +2,10 @@
 
 A layer is swapped if its class is exactly one of `torch.nn`'s that `d2lfast.nn` replaces. Subclasses are left
 alone, because their `forward` may do something else; so are modules whose class a parametrization has
-changed, and wrappers that hold compiled, scripted or replicated code (convert first, wrap afterwards).
-A Sequential becomes `d2lfast.nn.Sequential`, which runs a convolution or batch norm and the activation behind
-it as one operator. `report` says which layers were swapped or fused, and why others were not.
+changed, wrappers that hold compiled, scripted or replicated code (convert first, wrap afterwards), and loss
+layers, which are no part of a model. A Sequential becomes `d2lfast.nn.Sequential`, which runs a convolution
+or batch norm and the activation behind it as one operator. `report` says which layers were swapped or fused,
+and why others were not.
 """
 
 import sys

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 import d2lfast.nn
+from d2lfast import models
 from d2lfast.bench.case import Case, Maker, Reductions, Work
+from d2lfast.models.tasks import cross_entropy
 
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 _MODULES = {"rnn": "RNNCell", "gru": "GRUCell", "lstm": "LSTMCell"}
@@ -199,7 +199,10 @@ def packed_case(kind: str, lengths: list[int], size: int, hidden: int) -> Case:
 
 
 def language_model_case(steps: int, batch: int, vocab: int, hidden: int) -> Case:
-    """The book's character model from one-hot tokens to the loss; a one-hot product is a look-up."""
+    """The book's character model, `d2lfast.models.RNNLM`, from tokens to the loss.
+
+    torch's layer is given one-hot rows; a product with them is a look-up, which is what counts as work.
+    """
     tokens = steps * batch
     product = 2 * tokens * hidden * (hidden + vocab)
     shapes = ((hidden, vocab), (hidden, hidden), (hidden,), (hidden,), (vocab, hidden), (vocab,))
@@ -207,15 +210,14 @@ def language_model_case(steps: int, batch: int, vocab: int, hidden: int) -> Case
 
     def maker(module: Any) -> Maker:
         def make(weights, buffers):
-            layer = _layer(module, "rnn", vocab, hidden, weights[:4])
-            text = torch.randint(vocab, (steps + 1, batch), generator=torch.Generator().manual_seed(0))
-
-            def loss() -> Tensor:
-                rows = functional.one_hot(text[:-1], vocab).to(weights[0].dtype)
-                logits = functional.linear(layer(rows)[0], weights[4], weights[5])
-                return functional.cross_entropy(logits.flatten(0, 1), text[1:].flatten())
-
-            return loss
+            model = models.RNNLM(models.recurrent.RNN(vocab, hidden, layers=module), vocab, layers=module)
+            layer: Any = model.rnn.rnn
+            places: list[tuple[Any, str]] = [(layer, name) for name in layer._flat_weights_names]
+            places += [(model.linear, "weight"), (model.linear, "bias")]
+            for (owner, name), weight in zip(places, weights, strict=True):
+                setattr(owner, name, weight)
+            text = torch.randint(vocab, (batch, steps + 1), generator=torch.Generator().manual_seed(0))
+            return lambda: cross_entropy(model(text[:, :-1]), text[:, 1:], module)
 
         return make
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import d2lfast.nn
 from d2lfast.bench.case import Layout
 from d2lfast.bench.timing import LoadMeter, Timing, interleave
 from d2lfast.models.registry import NETWORKS, Network
@@ -62,12 +63,13 @@ class _Contender:
     inputs: tuple[Tensor, ...]
     target: Tensor
     network: Network
+    layers: Any = nn  # whose loss is used
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
 
     def loss(self) -> Tensor:
-        return self.network.loss(self.model(*self.inputs), self.target)
+        return self.network.loss(self.model(*self.inputs), self.target, self.layers)
 
     def infer(self) -> None:
         with torch.no_grad():
@@ -126,7 +128,9 @@ def run_network(
             options: dict[str, Any] = {} if layers is None else {"layers": layers}
             model = network.build(seed=0, **sizes, **options)
             model.load_state_dict(ours.state_dict())
-            contenders[side, layout] = _placed(model.to(device), layout, inputs, target, network)
+            contenders[side, layout] = _placed(
+                model.to(device), layout, inputs, target, network, layers or d2lfast.nn
+            )
     reference = _results(contenders["native", Layout.NCHW])
     for layout in layouts:
         outcome.failures += _differences(layout, _results(contenders["ours", layout]), reference)
@@ -147,13 +151,13 @@ def run_network(
 
 
 def _placed(
-    model: nn.Module, layout: Layout, inputs: Sequence[Tensor], target: Tensor, network: Network
+    model: nn.Module, layout: Layout, inputs: Sequence[Tensor], target: Tensor, network: Network, layers: Any
 ) -> _Contender:
     if layout is Layout.CHANNELS_LAST:
         # The method's overloads do not know the keyword alone.
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
-    return _Contender(model, tuple(inputs), target, network)
+    return _Contender(model, tuple(inputs), target, network, layers)
 
 
 def _add_compiled(contenders: dict[tuple[str, Layout], _Contender], outcome: NetworkOutcome) -> None:

@@ -100,9 +100,11 @@ class Network:
             seed,
         )
 
-    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The loss of a batch, see `Task`."""
-        return (self.criterion or LOSSES[self.task])(outputs, target)
+    def loss(self, outputs: Tensor, target: Tensor, layers: Any = d2lfast.nn) -> Tensor:
+        """The loss of a batch, see `Task`; computed by `torch.nn` if `layers` is that."""
+        if self.criterion is not None:
+            return self.criterion(outputs, target)
+        return LOSSES[self.task](outputs, target, layers)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The parameters for an optimizer: those of more than one dimension decay, as in the book."""

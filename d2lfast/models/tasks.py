@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+import d2lfast.nn
 
 
 class Task(StrEnum):
@@ -40,24 +42,42 @@ class Example(NamedTuple):
     target: Tensor
 
 
-def squared_loss(outputs: Tensor, target: Tensor) -> Tensor:
+def squared_loss(outputs: Tensor, target: Tensor, layers: Any = d2lfast.nn) -> Tensor:
     """Half the mean squared error (book, 3.1)."""
     return F.mse_loss(outputs, target) / 2
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [..., classes] and class numbers [...] (book, 4.1)."""
-    return F.cross_entropy(logits.flatten(0, -2), target.flatten())
+def cross_entropy(
+    logits: Tensor, target: Tensor, layers: Any = d2lfast.nn, *, ignore_index: int = -100
+) -> Tensor:
+    """Mean cross-entropy of logits [..., classes] and class numbers [...] (book, 4.1).
+
+    `layers` is the namespace whose function computes it. As in the book, torch's is given one leading axis,
+    for which logits of swapped axes are copied; d2lfast's reads them where they are.
+    """
+    if layers is d2lfast.nn and logits.dim() > 2:
+        logits = logits.movedim(-1, 1)
+    else:
+        logits, target = logits.flatten(0, -2), target.flatten()
+    return layers.functional.cross_entropy(logits, target, ignore_index=ignore_index)
 
 
-def masked_cross_entropy(logits: Tensor, target: Tensor, padding: int = PADDING) -> Tensor:
+def masked_cross_entropy(
+    logits: Tensor, target: Tensor, layers: Any = d2lfast.nn, *, padding: int = PADDING
+) -> Tensor:
     """`cross_entropy` over the targets that are not `padding` (book, 10.7)."""
-    return F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=padding)
+    return cross_entropy(logits, target, layers, ignore_index=padding)
 
 
-LOSSES: dict[Task, Callable[[Tensor, Tensor], Tensor]] = {
+def binary_cross_entropy(logits: Tensor, target: Tensor, layers: Any = d2lfast.nn) -> Tensor:
+    """Mean cross-entropy of logits and targets of 0 and 1."""
+    return F.binary_cross_entropy_with_logits(logits, target)
+
+
+# Of outputs, target, and the namespace that is to compute it, `d2lfast.nn` or `torch.nn`.
+LOSSES: dict[Task, Callable[[Tensor, Tensor, Any], Tensor]] = {
     Task.REGRESSION: squared_loss,
-    Task.BINARY: F.binary_cross_entropy_with_logits,
+    Task.BINARY: binary_cross_entropy,
     Task.CLASSIFICATION: cross_entropy,
     Task.LANGUAGE_MODEL: cross_entropy,
     Task.NAMES: cross_entropy,

@@ -13,6 +13,7 @@ from d2lfast.nn import (
     conv,
     functional,
     fused,
+    loss,
     pooling,
     recurrent,
     recurrent_layers,
@@ -22,6 +23,7 @@ from d2lfast.nn.batchnorm import *  # noqa: F403
 from d2lfast.nn.container import *  # noqa: F403
 from d2lfast.nn.conv import *  # noqa: F403
 from d2lfast.nn.fused import *  # noqa: F403
+from d2lfast.nn.loss import *  # noqa: F403
 from d2lfast.nn.pooling import *  # noqa: F403
 from d2lfast.nn.recurrent import *  # noqa: F403
 from d2lfast.nn.recurrent_layers import *  # noqa: F403
@@ -33,6 +35,7 @@ __all__ = [
     *container.__all__,
     *conv.__all__,
     *fused.__all__,
+    *loss.__all__,
     *pooling.__all__,
     *recurrent.__all__,
     *sync.__all__,

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from d2lfast.hyperparameters import HyperParameters
+from d2lfast.nn import functional as F
 from d2lfast.training.board import ProgressBoard
 
 __all__ = ["Classifier", "Module", "dry_run"]
@@ -133,7 +133,10 @@ class Classifier(Module):
         Shapes: Y_hat [..., classes], Y [...] integers -> scalar, or a vector.
         """
         reduction = "mean" if averaged else "none"
-        return F.cross_entropy(Y_hat.reshape(-1, Y_hat.shape[-1]), Y.reshape(-1), reduction=reduction)
+        if Y_hat.dim() < 3 or Y_hat.shape[:-1] != Y.shape:
+            Y_hat, Y = Y_hat.reshape(-1, Y_hat.shape[-1]), Y.reshape(-1)
+        loss = F.cross_entropy(Y_hat.movedim(-1, 1), Y, reduction=reduction)
+        return loss if averaged else loss.reshape(-1)
 
     def layer_summary(self, X_shape: Sequence[int]) -> None:
         """Print the class and the output shape of every layer of `self.net` for an input of `X_shape`."""

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from d2lfast.data.files import find_file
 from d2lfast.models import RNNLM, Network, hello_example, recurrent
 from d2lfast.models.registry import network
 from d2lfast.models.tasks import Task, masked_cross_entropy
-from d2lfast.training.network import Loss, NetworkModule
+from d2lfast.training.network import NetworkModule
 from d2lfast.training.recipe import RECIPES
 
 __all__ = ["Workload", "workload"]
@@ -47,7 +48,7 @@ class Workload:
         sizes: what the network is built with besides the book's.
         asked: the same as `network_of` takes it.
         facts: what `load_saved` needs besides the parameters; saved with them.
-        loss: of outputs and target.
+        loss: of outputs, target and `layers`; None: the network's.
         items: tokens per example, for speeds; 1 if examples count.
     """
 
@@ -61,7 +62,7 @@ class Workload:
     sizes: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    loss: Loss | None = None
+    loss: Callable[..., torch.Tensor] | None = None
     items: int = 1
 
     def module(self, layers: Any) -> NetworkModule:
@@ -69,7 +70,7 @@ class Workload:
         net = self.network.build(layers=layers, **self.sizes)
         return NetworkModule(
             net,
-            self.loss or self.network.loss,
+            partial(self.loss or self.network.loss, layers=layers),
             self.lr,
             optimizer=self.network.optimizer,
             weight_decay=self.network.weight_decay,
@@ -122,7 +123,7 @@ class _Part:
     examples: int
     sizes: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    loss: Loss | None = None
+    loss: Callable[..., torch.Tensor] | None = None
     items: int = 1
 
 
@@ -214,9 +215,6 @@ def _translation(entry: Network, batch_size: int, folder: Any, augment: Any) -> 
         f"{len(data.tgt_vocab)} words"
     )
 
-    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return masked_cross_entropy(logits, target, padding)
-
     return _Part(
         data,
         source,
@@ -227,7 +225,7 @@ def _translation(entry: Network, batch_size: int, folder: Any, augment: Any) -> 
             "tgt_vocab": data.tgt_vocab.idx_to_token,
             "num_steps": data.num_steps,
         },
-        loss,
+        partial(masked_cross_entropy, padding=padding),
         items=data.num_steps,
     )
 

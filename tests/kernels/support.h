@@ -293,6 +293,7 @@ void test_conv2d(int cases);
 void test_conv2d_gemm(int cases);
 void test_conv2d_grouped(int cases);
 void test_conv2d_winograd(int cases);
+void test_cross_entropy(int cases);
 void test_pool2d(int cases);
 void test_batch_norm(int cases);
 void test_panel_product(int cases);

@@ -2,15 +2,14 @@
 
 #include <string>
 
-#include "../../kernels/panels.h"
 #include "../recurrent_layer.h"
+#include "panel_products.h"
 
 // What the forward and the backward operator of a recurrent layer share on the CPU: the choice of the
 // schedule, places of rows, products in threads.
 
 namespace d2lfast::ops {
 
-const PanelKernels& panel_product_kernels();
 const RecurrentSequenceKernels& recurrent_sequence_kernels();
 
 // A layer and how the CPU goes about it.

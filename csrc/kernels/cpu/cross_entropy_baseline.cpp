@@ -1,0 +1,3 @@
+#include "target_baseline.h"
+
+#include "cross_entropy.inc"

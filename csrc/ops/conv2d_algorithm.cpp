@@ -26,6 +26,28 @@ Traits traits_of(const Conv2dShape& s) {
           s.stride[0] > 1 || s.stride[1] > 1, s.result_height() * s.result_width()};
 }
 
+// ---- batch ----
+
+// Few channels, on which oneDNN falls short, and enough small images to fill the vectors: their interleaved
+// planes should stay near the second-level cache. oneDNN multiplies pairs of bfloat16.
+bool batch_wins(const Conv2dShape& s, Conv2dPass pass) {
+  constexpr int64_t kMostValues = 24 << 10, kLeastImages = 32;
+  const int64_t results = s.result_channels * s.result_height() * s.result_width();
+  if (s.batch < kLeastImages || batch_filled(s.batch) < 0.85 || s.channels > 10 || s.result_channels > 32 ||
+      s.channels * s.height * s.width + results > kMostValues) {
+    return false;
+  }
+  const bool wide = s.kernel_w > 3;
+  if (s.dtype == DType::kBFloat16) {
+    if (pass == Conv2dPass::kForward) return s.channels == 1;
+    return pass == Conv2dPass::kGradInput && s.channels <= 8 && s.result_channels <= 16;
+  }
+  if (pass == Conv2dPass::kForward) return wide || s.channels == 1 || s.result_channels <= 8;
+  if (pass == Conv2dPass::kGradInput) return true;
+  if (s.channels_last || s.batch < 2 * kLeastImages) return false;
+  return wide ? s.padding[0] == 0 && s.padding[1] == 0 : s.channels <= 8;
+}
+
 // ---- winograd ----
 
 std::atomic<bool> allowed{true};
@@ -229,6 +251,7 @@ struct Row {
 };
 
 constexpr Row kTable[] = {
+    {Conv2dAlgorithm::kBatch, "batch", batch_computes, batch_wins},
     {Conv2dAlgorithm::kWinograd, "winograd", winograd_computes, winograd_wins},
     {Conv2dAlgorithm::kGemm, "gemm", gemm_computes, gemm_wins},
     {Conv2dAlgorithm::kChannels, "channels", channels_computes, channels_wins},

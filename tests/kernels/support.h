@@ -290,6 +290,7 @@ Tables<Table> tables(const Table& baseline, const Table& avx2, const Table& avx5
 }
 
 void test_conv2d(int cases);
+void test_conv2d_batch(int cases);
 void test_conv2d_gemm(int cases);
 void test_conv2d_grouped(int cases);
 void test_conv2d_winograd(int cases);

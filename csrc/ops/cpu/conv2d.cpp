@@ -17,11 +17,14 @@ namespace {
 // Null: torch's.
 const Conv2dPasses* passes_of(Conv2dAlgorithm algorithm) {
   static constexpr Conv2dPasses kDirect{direct_forward, direct_grad_input, direct_grad_weight};
+  static constexpr Conv2dPasses kBatch{batch_forward, batch_grad_input, batch_grad_weight};
   static constexpr Conv2dPasses kWinograd{winograd_forward, winograd_grad_input, winograd_grad_weight};
   static constexpr Conv2dPasses kGemm{gemm_forward, gemm_grad_input, gemm_grad_weight};
   static constexpr Conv2dPasses kChannels{channels_forward, channels_grad_input, channels_grad_weight};
   static constexpr Conv2dPasses kPlanes{planes_forward, planes_grad_input, planes_grad_weight};
   switch (algorithm) {
+    case Conv2dAlgorithm::kBatch:
+      return &kBatch;
     case Conv2dAlgorithm::kWinograd:
       return &kWinograd;
     case Conv2dAlgorithm::kGemm:

@@ -37,7 +37,15 @@ bool direct_forward(const Conv2dForward& pass);
 bool direct_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
 bool direct_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
 
-// Dense kernels, the data gradient of stride 1. False where a result is not finite: a tile's arithmetic spreads NaN and infinity.
+// Vectors along the batch: dense layers of step 1 on small images.
+bool batch_computes(const Conv2dShape& shape, Conv2dPass pass);
+double batch_filled(int64_t batch);  // the share of the lanes that hold images
+bool batch_forward(const Conv2dForward& pass);
+bool batch_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
+bool batch_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+
+// Dense kernels, the data gradient of stride 1. False where a result is not finite: a tile's arithmetic
+// spreads NaN and infinity.
 bool winograd_forward(const Conv2dForward& pass);
 bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
 bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);

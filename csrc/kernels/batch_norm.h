@@ -22,9 +22,9 @@ struct BatchNormParams {
   const void* input;
   const void* residual;   // or null
   const void* gradient;   // of the output
-  const void* activated;  // the output; read by the gradients of sigmoid and tanh
+  const void* activated;  // the output; read by the gradients of sigmoid and tanh, of ReLU if not null
   // One bit for each element, set where ReLU lets the gradient pass; a row begins at a byte. Written by
-  // normalize, if not null; without it the gradient of ReLU computes the forward's sign again.
+  // normalize, if not null; without it and the output the gradient of ReLU computes the forward's sign again.
   uint8_t* mask;
   int64_t mask_pitch;
   void* result;

@@ -91,6 +91,46 @@ def _batch_norm_act_backward(
     )
 
 
+@torch.library.register_fake("d2lfast::batch_norm_act_")
+def _batch_norm_act_(
+    input,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    training,
+    momentum,
+    eps,
+    activation="none",
+    residual=None,
+):
+    _check(input, weight, bias, running_mean, running_var, residual)
+
+
+@torch.library.register_fake("d2lfast::_batch_norm_inplace_saving")
+def _batch_norm_inplace_saving(
+    input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual
+):
+    _check(input, weight, bias, running_mean, running_var, residual)
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return input.new_empty([3, input.shape[1]], dtype=dtype)
+
+
+@torch.library.register_fake("d2lfast::_batch_norm_inplace_backward")
+def _batch_norm_inplace_backward(
+    grad_output, output, weight, bias, statistics, training, activation, output_mask
+):
+    wants_input, wants_weight, wants_bias, wants_residual = output_mask
+    channels = output.shape[1]
+    parameter = weight if weight is not None else output if bias is None else bias
+    return (
+        _like(output) if wants_input else output.new_empty([0]),
+        parameter.new_empty([channels if wants_weight else 0]),
+        parameter.new_empty([channels if wants_bias else 0]),
+        _like(output) if wants_residual else output.new_empty([0]),
+    )
+
+
 @torch.library.register_fake("d2lfast::_sync_batch_norm_moments")
 def _sync_batch_norm_moments(input):
     return input.new_empty([2, input.shape[1]], dtype=torch.float64)

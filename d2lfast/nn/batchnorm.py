@@ -10,7 +10,11 @@ __all__ = ["BatchNorm1d", "BatchNorm2d", "LazyBatchNorm1d", "LazyBatchNorm2d"]
 
 
 def normalize(
-    self: _BatchNorm, input: Tensor, activation: str = "none", residual: Tensor | None = None
+    self: _BatchNorm,
+    input: Tensor,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """The forward of a batch norm layer, with what follows it: `activation(batch_norm(input) + residual)`."""
     self._check_input_dim(input)
@@ -31,9 +35,9 @@ def normalize(
         factor,
         self.eps,
     )
-    if activation == "none" and residual is None:
+    if activation == "none" and residual is None and not inplace:
         return F.batch_norm(*arguments)
-    return F.batch_norm_act(*arguments, activation, residual)
+    return F.batch_norm_act(*arguments, activation, residual, inplace)
 
 
 def _forward(self: _BatchNorm, input: Tensor) -> Tensor:

@@ -13,6 +13,11 @@ __all__ = ["BatchNormAct2d", "Conv2dAct", "ConvNormAct"]
 class BatchNormAct2d(unfused.BatchNormAct2d):
     """`act(batch_norm(x) + residual)` in one sweep; arguments and errors of `unfused.BatchNormAct2d`.
 
+    With `inplace=True` the result is written over x and x is returned, as far as autograd permits it:
+    always without gradients; with them in evaluation, and in training without an activation. Elsewhere, as
+    with ReLU in training, the result is a new tensor of the same values: `functional.batch_norm_act` has the
+    rule. x is the caller's to give away, for example the result of a convolution that nobody else reads.
+
     Shapes: x and residual [N,C,H,W], result [N,C,H,W].
     """
 
@@ -21,7 +26,7 @@ class BatchNormAct2d(unfused.BatchNormAct2d):
         if supported(input, "batch_norm_act") and (
             residual is None or (residual.dtype == input.dtype and residual.shape == input.shape)
         ):
-            return normalize(self, input, self.activation, residual)
+            return normalize(self, input, self.activation, residual, self.inplace)
         # A residual that is promoted or broadcast, or tensors without kernels.
         output = normalize(self, input)
         return unfused.activate(output if residual is None else output + residual, self.activation)

@@ -52,6 +52,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         num_features, eps, momentum, affine, track_running_stats: of `torch.nn.BatchNorm2d`.
         apply_act: False leaves the activation out.
         act_layer: "relu", "sigmoid", "tanh", "none" or torch's layer of that name.
+        inplace: the fused layer may write over x; torch's batch norm has no such mode and leaves x alone.
 
     Shapes: x and residual [N,C,H,W], result [N,C,H,W].
 
@@ -68,11 +69,13 @@ class BatchNormAct2d(nn.BatchNorm2d):
         track_running_stats: bool = True,
         apply_act: bool = True,
         act_layer: Any = "relu",
+        inplace: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.activation = activation_name(act_layer) if apply_act else "none"
+        self.inplace = inplace
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise [N,C,H,W], add the residual and activate."""
@@ -81,7 +84,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         """torch's, and the activation."""
-        return f"{super().extra_repr()}, act={self.activation}"
+        inplace = ", inplace=True" if self.inplace else ""
+        return f"{super().extra_repr()}, act={self.activation}{inplace}"
 
 
 class Conv2dAct(nn.Conv2d):

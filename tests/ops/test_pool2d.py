@@ -108,7 +108,9 @@ class TestMaxPool2d(OpTester):
             assert torch.equal(ours[1], theirs[1])
 
     @pytest.mark.isa
-    @pytest.mark.parametrize("kernel,stride", [((3, 3), 1), ((3, 3), 2), ((5, 5), 1), ((2, 3), 2), ((3, 5), 2)])
+    @pytest.mark.parametrize(
+        ("kernel", "stride"), [((3, 3), 1), ((3, 3), 2), ((5, 5), 1), ((2, 3), 2), ((3, 5), 2)]
+    )
     def test_positions_of_windows_taken_axis_by_axis(self, kernel, stride):
         """Ties go to the first element in row-major order, NaN to the last, planes without NaN beside it."""
         for size, dtype in ((31, torch.float32), (18, torch.float64), (56, torch.bfloat16)):

@@ -72,19 +72,23 @@ void sweep(BatchNormRunner& run, bool training, bool sums_wanted, bool sweeps, C
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
-    const at::Tensor& grad_output, const at::Tensor& input, const std::optional<at::Tensor>& weight,
-    const at::Tensor& statistics, const std::optional<at::Tensor>& output,
-    const std::optional<at::Tensor>& mask, bool training, std::string_view activation_name,
-    std::array<bool, 4> output_mask) {
+using OptionalTensor = std::optional<at::Tensor>;
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// `input`: of forward, or in its place the output (`from_output`), which holds x_hat * weight + bias.
+Gradients backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
+                   const OptionalTensor& bias, const at::Tensor& statistics, const OptionalTensor& output,
+                   const OptionalTensor& mask, bool from_output, bool training,
+                   std::string_view activation_name, std::array<bool, 4> output_mask) {
   const DType dtype = kernel_dtype(input, "d2lfast::batch_norm_act");
   const Activation activation = parse_activation(activation_name);
   check_batch_norm_backward(grad_output, input, statistics, output, mask, activation);
   const auto format = input.suggest_memory_format();
   const int64_t channels = input.size(1);
   const auto [wants_input, wants_weight, wants_bias, wants_residual] = output_mask;
-  const auto parameter_options =
-      weight.has_value() && weight->defined() ? weight->options() : input.options();
+  const auto parameter_options = weight.has_value() && weight->defined() ? weight->options()
+                                 : bias.has_value() && bias->defined()   ? bias->options()
+                                                                         : input.options();
   const auto nothing = [&] { return empty({0}, input.options()); };
   const auto like_input = [&] { return empty(input.sizes(), input.options().memory_format(format)); };
   at::Tensor grad_input = wants_input ? like_input() : nothing();
@@ -99,7 +103,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
 
   const at::Tensor x = input.contiguous(format), gradient = grad_output.contiguous(format);
   at::Tensor activated;
-  if (keeps_output(activation)) activated = output->contiguous(format);
+  if (keeps_output(activation)) {
+    activated = output->contiguous(format);
+  } else if (from_output && activation == Activation::kReLU) {
+    activated = x;
+  }
   const BatchNormGeometry g(x, format);
   BatchNormRunner run(g, dtype, input.element_size());
   run.base.activation = activation;
@@ -120,29 +128,50 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
 
   Coefficients& k = run.coefficients;
   const ChannelValues weights = read_channels(weight, channels, 1);
-  const ChannelValues means = read_row(statistics, 0);
+  const ChannelValues centers = from_output ? read_channels(bias, channels, 0) : read_row(statistics, 0);
   const ChannelValues inverses = read_row(statistics, 1);
   const ChannelValues shifts = read_row(statistics, 2);
+  // x_hat = (x - center) * unit
+  ChannelValues units = inverses;
   for (int64_t c = 0; c < channels; ++c) {
-    k.set(Coefficients::kCenter, c, means[c]);
+    if (from_output) units[c] = 1 / weights[c];
+    k.set(Coefficients::kCenter, c, centers[c]);
     k.set(Coefficients::kScale, c, weights[c] * inverses[c]);
     k.set(Coefficients::kShift, c, shifts[c]);
   }
   ChannelValues first(channels), second(channels);
   sweep(run, training, sums_wanted, sweeps, first, second, [&](int64_t c) {
-    k.set(Coefficients::kSlope, c, -inverses[c] * inverses[c] * second[c] / g.count());
+    k.set(Coefficients::kSlope, c, -units[c] * units[c] * second[c] / g.count());
     k.set(Coefficients::kOffset, c, -first[c] / g.count());
   });
   if (wants_bias) write_channels(grad_bias, first);
   if (wants_weight) {
-    for (int64_t c = 0; c < channels; ++c) second[c] *= inverses[c];
+    for (int64_t c = 0; c < channels; ++c) second[c] *= units[c];
     write_channels(grad_weight, second);
   }
   return {grad_input, grad_weight, grad_bias, grad_residual};
 }
 
+Gradients backward_cpu(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
+                       const at::Tensor& statistics, const OptionalTensor& output, const OptionalTensor& mask,
+                       bool training, std::string_view activation, std::array<bool, 4> output_mask) {
+  return backward(grad_output, input, weight, {}, statistics, output, mask, false, training, activation,
+                  output_mask);
+}
+
+Gradients inplace_backward_cpu(const at::Tensor& grad_output, const at::Tensor& output,
+                               const OptionalTensor& weight, const OptionalTensor& bias,
+                               const at::Tensor& statistics, bool training, std::string_view activation,
+                               std::array<bool, 4> output_mask) {
+  return backward(grad_output, output, weight, bias, statistics, output, {}, true, training, activation,
+                  output_mask);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) { m.impl("_batch_norm_act_backward", backward_cpu); }
+TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
+  m.impl("_batch_norm_act_backward", backward_cpu);
+  m.impl("_batch_norm_inplace_backward", inplace_backward_cpu);
+}
 
 }  // namespace d2lfast::ops

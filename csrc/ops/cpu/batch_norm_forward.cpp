@@ -1,3 +1,4 @@
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -20,6 +21,7 @@ bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->
 // What backward needs beside the input: the arguments of _batch_norm_act_backward.
 struct Saved {
   at::Tensor statistics, mask;
+  bool decided_by_output = false;  // backward reads ReLU's decisions off the output and needs no mask
 };
 
 // mean, 1 / sqrt(variance + eps) rounded, and the variance, which is biased.
@@ -68,20 +70,21 @@ void train(BatchNormRunner& run, Statistics& s, DType dtype, double eps, const C
   });
 }
 
+// Writes to `into`, which may be the input itself, or to a new tensor.
 at::Tensor forward(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                    double momentum, double eps, std::string_view activation_name,
-                   const OptionalTensor& residual, Saved* saved) {
+                   const OptionalTensor& residual, Saved* saved, const at::Tensor& into = {}) {
   const DType dtype = check_batch_norm(input, weight, bias, running_mean, running_var, training, residual);
   const Activation activation = parse_activation(activation_name);
   const auto format = input.suggest_memory_format();
   const at::Tensor source = input.contiguous(format);
   const at::Tensor shortcut = given(residual) ? residual->contiguous(format) : at::Tensor();
   const int64_t channels = input.size(1);
-  at::Tensor output = empty(input.sizes(), input.options().memory_format(format));
+  at::Tensor output = into.defined() ? into : empty(input.sizes(), input.options().memory_format(format));
   if (saved != nullptr) {
     saved->statistics = empty({3, channels}, input.options().dtype(accumulator_type(input.scalar_type())));
-    const bool bits = keeps_mask(activation, given(residual));
+    const bool bits = keeps_mask(activation, given(residual)) && !saved->decided_by_output;
     saved->mask = bits ? empty(batch_norm_mask_size(input, format), input.options().dtype(at::kByte))
                        : empty({0}, input.options().dtype(at::kByte));
   }
@@ -100,7 +103,8 @@ at::Tensor forward(const at::Tensor& input, const OptionalTensor& weight, const 
     run.base.mask = saved->mask.mutable_data_ptr<uint8_t>();
     std::fill(run.base.mask + g.mask_bytes(), run.base.mask + saved->mask.numel(), uint8_t{0});
   }
-  run.choose_stream();
+  // What has been read is in the caches: it is written there.
+  if (!into.defined()) run.choose_stream();
   const ChannelValues weights = read_channels(weight, channels, 1), biases = read_channels(bias, channels, 0);
   Statistics s(channels);
   if (training) {
@@ -152,10 +156,44 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_saving_cpu(
   return {std::move(output), std::move(saved.statistics), std::move(saved.mask)};
 }
 
+at::Tensor inplace(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                   const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                   double momentum, double eps, std::string_view activation, const OptionalTensor& residual,
+                   bool saves) {
+  at::assert_no_internal_overlap(input);
+  if (given(residual)) at::assert_no_partial_overlap(input, *residual);
+  Saved saved;
+  saved.decided_by_output = true;
+  const bool direct = input.is_contiguous(input.suggest_memory_format());
+  const at::Tensor output =
+      forward(input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual,
+              saves ? &saved : nullptr, direct ? input : at::Tensor());
+  if (!direct) input.copy_(output);
+  return saved.statistics;
+}
+
+void forward_inplace_cpu(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                         const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                         double momentum, double eps, std::string_view activation,
+                         const OptionalTensor& residual) {
+  inplace(input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual,
+          false);
+}
+
+at::Tensor saving_inplace_cpu(const at::Tensor& input, const OptionalTensor& weight,
+                              const OptionalTensor& bias, const OptionalTensor& running_mean,
+                              const OptionalTensor& running_var, bool training, double momentum, double eps,
+                              std::string_view activation, const OptionalTensor& residual) {
+  return inplace(input, weight, bias, running_mean, running_var, training, momentum, eps, activation,
+                 residual, true);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
   m.impl("batch_norm_act", forward_cpu);
+  m.impl("batch_norm_act_", forward_inplace_cpu);
+  m.impl("_batch_norm_inplace_saving", saving_inplace_cpu);
   m.impl("_batch_norm_act_saving", forward_saving_cpu);
 }
 

@@ -27,6 +27,10 @@ struct BatchNormGeometry {
       fold = channels % 16 == 0 ? 64 / channels : std::max<int64_t>(1, 16 / (channels & -channels));
       while (fold * channels < 64) fold *= 2;
       fold = std::max<int64_t>(1, std::min(fold, count() / 8));
+    } else if (columns && channels < 256) {
+      // Whole vectors instead of a part of one in every row, if a few rows make them.
+      const int64_t joined = 16 / std::min<int64_t>(16, channels & -channels);
+      if (joined <= 4 && count() >= 8 * joined) fold = joined;
     }
     width = fold * channels;
     rows = count() / fold;

@@ -23,7 +23,7 @@ namespace d2lfast::ops {
 
 namespace {
 
-constexpr int64_t kGrain = 32768;
+constexpr int64_t kGrain = 16384;
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // a result that the caches do not keep
 constexpr int64_t kCacheLine = 64;
 

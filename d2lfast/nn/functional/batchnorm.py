@@ -9,6 +9,8 @@ from d2lfast._support import supported
 __all__ = ["batch_norm", "batch_norm_act"]
 
 _batch_norm_act = torch.ops.d2lfast.batch_norm_act.default
+_batch_norm_act_ = torch.ops.d2lfast.batch_norm_act_.default
+_permitted = torch.ops.d2lfast._batch_norm_inplace_permitted.default
 
 
 def _verify(input: Tensor, training: bool, eps: float) -> None:
@@ -59,6 +61,23 @@ def batch_norm(
     return _batch_norm_act(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
+def _may_overwrite(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    activation: str,
+    residual: Tensor | None,
+) -> bool:
+    """Whether autograd permits `batch_norm_act_`. A graph that is traced keeps its tensors apart."""
+    if torch.compiler.is_compiling():
+        return False
+    tensors = (input, weight, bias, residual)
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        return True
+    return _permitted(input, weight, bias, training, activation, residual)
+
+
 def batch_norm_act(
     input: Tensor,
     running_mean: Tensor | None,
@@ -70,6 +89,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     activation: str = "none",
     residual: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """`activation(batch_norm(input) + residual)` in one sweep (book sections 8.5 and 8.6).
 
@@ -77,19 +97,35 @@ def batch_norm_act(
         input to eps: as for `batch_norm`.
         activation: "none", "relu", "sigmoid" or "tanh".
         residual: of the input's shape and dtype, or None.
+        inplace: write the result over `input` wherever its gradients can do without it, and return `input`;
+            elsewhere the result is a new tensor of the same values, and `input` keeps its own. Without
+            gradients that is always. With gradients (on the CPU) it is in evaluation: every activation if
+            the weight wants no gradient, "none" and "relu" without a residual if it does; in training:
+            "none" without a residual. Backward then finds the normalised values in the result, as
+            `(result - bias) / weight`, and no weight may be so small that this loses them: at least 2^-60
+            (2^-4 for float16 inputs) and a sixteenth of its bias. (Of 16-bit inputs the weight's gradient
+            then carries the rounding of the result.) ReLU in training needs the input where
+            it is 0. What is traced (`torch.compile`, `torch.export`) gets a new tensor. A gradient of the
+            gradient is refused.
 
     Returns:
         A tensor of the input's shape, dtype and memory format.
 
     Raises:
         ValueError: one value per channel in training; a bad eps; no such activation.
-        RuntimeError: sizes, dtypes or devices do not fit, or evaluation without running statistics.
+        RuntimeError: sizes, dtypes or devices do not fit, or evaluation without running statistics; in place:
+            `input` is a leaf that requires a gradient, or its elements share memory.
         NotImplementedError: a dtype, device or layout without kernels.
     """
     if not supported(input, "batch_norm_act"):
         raise NotImplementedError(f"a fused batch normalisation for {input.dtype} on {input.device}")
     if input.dim() >= 2:
         _verify(input, training, eps)
+    if inplace and _may_overwrite(input, weight, bias, training, activation, residual):
+        _batch_norm_act_(
+            input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual
+        )
+        return input
     return _batch_norm_act(
         input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual
     )

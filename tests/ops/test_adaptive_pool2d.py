@@ -21,6 +21,7 @@ def sizes(named):
     return (
         named("global", (4, 37, 7, 7), 1),
         named("global_oblong", (2, 16, 5, 13), (1, 1)),
+        named("global_long", (2, 3, 37, 41), 1),
         named("divisible", (2, 8, 12, 18), (4, 6)),
         named("overlapping", (2, 5, 13, 17), (5, 7)),
         named("identity", (2, 5, 6, 7), (6, 7)),

@@ -64,9 +64,29 @@ struct Conv2dChannelsParams {
   const void* zeros;           // of accumulator type, as many as the source's channels
   int64_t phases;
   const ChannelsPhase* phase;
-  int64_t band_rows;  // phase rows of a work item
   bool stream;  // every block of every result pixel is aligned to a vector; to be stored past the caches
 };
+
+// The source rows that rows [begin, end) of every phase meet.
+struct ChannelsRows {
+  int64_t top, bottom;
+};
+inline ChannelsRows channels_source_rows(const Conv2dChannelsParams& p, int64_t begin, int64_t end) {
+  ChannelsRows met{p.source.height, 0};
+  for (int64_t f = 0; f < p.phases; ++f) {
+    const ChannelsPhase& phase = p.phase[f];
+    const int64_t last = (end < phase.rows ? end : phase.rows) - 1;
+    for (int64_t k = 0; k < phase.taps_h && begin <= last; ++k) {
+      const int64_t top = begin * phase.step_h + phase.tap_row[k];
+      const int64_t bottom = last * phase.step_h + phase.tap_row[k] + 1;
+      if (top < met.top) met.top = top;
+      if (bottom > met.bottom) met.bottom = bottom;
+    }
+  }
+  if (met.top < 0) met.top = 0;
+  if (met.bottom > p.source.height) met.bottom = p.source.height;
+  return met;
+}
 
 // Gradients of the weight and the bias over result rows. The sums are of accumulator type and added to.
 struct Conv2dChannelsWeightParams {
@@ -75,15 +95,20 @@ struct Conv2dChannelsWeightParams {
   Strides4 gradient_strides;
   const void* activated;  // the forward output, of the gradient's strides, or null
   Activation activation;
+  // Null, or rows of an image's gradient from `wide_top` on, [rows][W'][M], of accumulator type and through
+  // the activation's derivative: what `band` has left in its scratch.
+  const void* wide;
+  int64_t wide_top;
 };
 
 struct Conv2dChannelsKernels {
   int64_t lanes[kNumDTypes];
   int64_t most_taps;  // taps_h * taps_w at most
   void (*pack[kNumDTypes])(const Conv2dChannelsParams& params, int64_t phase, int64_t block);
-  // Rows [band * band_rows, ...) of all phases of one image. `scratch`: where the source is activated or of
-  // 16 bits, the rows of it that the band meets, of accumulator type.
-  void (*band[kNumDTypes])(const Conv2dChannelsParams& params, int64_t image, int64_t band, void* scratch);
+  // Rows [begin, end) of all phases of one image. `scratch`: where the source is activated or of 16 bits, the
+  // rows of it that these meet, of accumulator type; they are left there.
+  void (*band[kNumDTypes])(const Conv2dChannelsParams& params, int64_t image, int64_t begin, int64_t end,
+                           void* scratch);
 };
 
 struct Conv2dChannelsWeightKernels {

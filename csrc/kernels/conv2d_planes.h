@@ -35,6 +35,7 @@ struct Conv2dPlanesParams {
   Activation activation;
   void* result;  // [N,G*M,rows,cols], contiguous
   int64_t rows, cols;
+  bool stream;  // planes of the result are whole vectors, to be stored past the caches; M == 1
 };
 
 // Weight gradient of depthwise layers of step 1: square windows, source and gradient as above.
@@ -47,12 +48,12 @@ struct Conv2dPlanesWeightParams {
 
 struct Conv2dPlanesKernels {
   int64_t lanes[kNumDTypes];
-  // Rows [begin, end) of one group of one image. `scratch`: C * H * step * part_width accumulators where
-  // the planes are copied.
+  // Rows [begin, end) of one group of one image, all of them to be stored past the caches. `scratch`:
+  // rows * cols accumulators for that, and C * H * step * part_width where the planes are copied.
   void (*group[kNumDTypes])(const Conv2dPlanesParams& params, int64_t image, int64_t group, int64_t begin,
                             int64_t end, void* scratch);
   // One plane; adds to `partial`, [taps_h * taps_w] and then the sum of the gradient. `scratch`: a plane of
-  // the source and one of the gradient.
+  // the gradient, left there where it is activated or of 16 bits, and one of the source.
   void (*weight[kNumDTypes])(const Conv2dPlanesWeightParams& params, int64_t image, int64_t channel,
                              void* partial, void* scratch);
   bool (*knows_window)(int64_t taps_h, int64_t taps_w);  // of the weight gradient

@@ -303,12 +303,12 @@ void run_channels(const Conv2dChannelsKernels& table, const Conv2dChannelsWeight
       p.kernel, p.kernel, taps.data(), taps.data(), kernel.data(), kernel.data(), packed.data()};
   params.phases = 1;
   params.phase = &phase;
-  params.band_rows = std::max<int64_t>(1, p.output.h / 2);
+  const int64_t band_rows = std::max<int64_t>(1, p.output.h / 2);
   for (int64_t b = 0; b < params.blocks; ++b) table.pack[dtype](params, 0, b);
   Buffer scratch(accumulator_of(p.dtype), p.input.c * p.input.h * p.input.w);
   for (int64_t n = 0; n < p.input.n; ++n) {
-    for (int64_t band = 0; band * params.band_rows < p.output.h; ++band) {
-      table.band[dtype](params, n, band, scratch.data());
+    for (int64_t first = 0; first < p.output.h; first += band_rows) {
+      table.band[dtype](params, n, first, first + band_rows, scratch.data());
     }
   }
   expect_close(output, e.output, additions_of(p), 1, what + ": output");

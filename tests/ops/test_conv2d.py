@@ -306,5 +306,45 @@ class TestConv2dPlanes(TestConv2d):
     test_threads_do_not_change_a_bit = OpTester.test_threads_do_not_change_a_bit
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("activation", ["none", "relu", "tanh"])
+@pytest.mark.parametrize("algorithm", ["planes", "channels"])
+@pytest.mark.parametrize(
+    ("shape", "weight", "options"),
+    [
+        ((3, 32, 29, 29), (32, 1, 3, 3), {"padding": 1, "groups": 32}),
+        ((17, 16, 12, 30), (16, 1, 5, 5), {"padding": 0, "groups": 16}),
+        ((2, 32, 20, 18), (32, 4, 3, 3), {"padding": 1, "groups": 8}),
+        ((2, 64, 15, 14), (64, 8, 3, 3), {"padding": 1, "groups": 8, "stride": 2}),
+        ((2, 32, 14, 13), (32, 1, 2, 2), {"padding": 3, "groups": 32, "stride": 2}),
+        ((2, 32, 9, 9), (32, 2, 1, 1), {"padding": 0, "groups": 16, "stride": 3}),
+        # Past the caches.
+        ((3, 32, 240, 240), (32, 1, 3, 3), {"padding": 1, "groups": 32}),
+    ],
+)
+def test_gradients_together_are_those_alone(shape, weight, options, algorithm, activation, dtype):
+    large = shape[-1] > 100
+    if large and (dtype is not torch.float32 or activation == "tanh"):
+        pytest.skip("one is enough")
+    torch.manual_seed(0)
+    layout = torch.channels_last if algorithm == "channels" else torch.contiguous_format
+    groups, stride, padding = options["groups"], options.get("stride", 1), options["padding"]
+    x = torch.randn(shape, dtype=dtype).to(memory_format=layout)
+    w = torch.randn(weight, dtype=dtype)
+    settings = ([stride] * 2, [padding] * 2, [1, 1], groups, activation, algorithm)
+    y = torch.ops.d2lfast.conv2d(x, w, None, *settings)
+    grad = torch.randn_like(y)
+    output = y if activation != "none" else None
+
+    def gradients(*mask):
+        return torch.ops.d2lfast._conv2d_backward(grad, x, w, output, *settings, mask)
+
+    together = gradients(True, True, True)
+    assert torch.equal(together[0], gradients(True, False, False)[0])
+    for one, other in zip(together[1:], gradients(False, True, True)[1:], strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(together[1], gradients(True, True, False)[1])
+
+
 class TestConv2dSamples(OpInfoTester):
     function = "conv2d"

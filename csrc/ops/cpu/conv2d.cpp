@@ -20,8 +20,10 @@ const Conv2dPasses* passes_of(Conv2dAlgorithm algorithm) {
   static constexpr Conv2dPasses kBatch{batch_forward, batch_grad_input, batch_grad_weight};
   static constexpr Conv2dPasses kWinograd{winograd_forward, winograd_grad_input, winograd_grad_weight};
   static constexpr Conv2dPasses kGemm{gemm_forward, gemm_grad_input, gemm_grad_weight};
-  static constexpr Conv2dPasses kChannels{channels_forward, channels_grad_input, channels_grad_weight};
-  static constexpr Conv2dPasses kPlanes{planes_forward, planes_grad_input, planes_grad_weight};
+  static constexpr Conv2dPasses kChannels{channels_forward, channels_grad_input, channels_grad_weight,
+                                          channels_backward};
+  static constexpr Conv2dPasses kPlanes{planes_forward, planes_grad_input, planes_grad_weight,
+                                        planes_backward};
   switch (algorithm) {
     case Conv2dAlgorithm::kBatch:
       return &kBatch;
@@ -90,37 +92,47 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
                                     {0, 0}, groups, mask);
   };
   at::Tensor grad_input, grad_weight, grad_bias;
+  const auto allocate_input = [&] {
+    return empty(images.sizes(), images.options().memory_format(conv2d_layout(images, weight)));
+  };
+  const auto compute_input = [&](const Conv2dPasses& passes) {
+    grad_input = allocate_input();
+    return grad_input.numel() == 0 || passes.grad_input(pass, grad_input);
+  };
+  const auto compute_weight = [&](const Conv2dPasses& passes) {
+    return passes.grad_weight(pass, wants_weight ? &grad_weight : nullptr, wants_bias ? &grad_bias : nullptr);
+  };
+  const Conv2dPasses *of_input = nullptr, *of_weight = nullptr;
   if (wants_input) {
-    const auto compute = [&](const Conv2dPasses& passes) {
-      grad_input = empty(images.sizes(), images.options().memory_format(conv2d_layout(images, weight)));
-      return grad_input.numel() == 0 || passes.grad_input(pass, grad_input);
-    };
-    const auto* passes = passes_of(
+    of_input = passes_of(
         measure_conv2d_algorithm(shape, Conv2dPass::kGradInput, algorithm, [&](Conv2dAlgorithm each) {
           const auto* contender = passes_of(each);
-          if (contender != nullptr) return compute(*contender);
+          if (contender != nullptr) return compute_input(*contender);
           aten({true, false, false});
           return true;
         }));
-    if (passes != nullptr) wants_input = !compute(*passes);
   }
-  if (wants_weight || wants_bias) {
-    const auto compute = [&](const Conv2dPasses& passes) {
-      return passes.grad_weight(pass, wants_weight ? &grad_weight : nullptr,
-                                wants_bias ? &grad_bias : nullptr);
-    };
-    const auto run = [&](Conv2dAlgorithm each) {
-      const auto* contender = passes_of(each);
-      if (contender != nullptr) return compute(*contender);
-      aten({false, true, wants_bias});
-      return true;
-    };
+  if (wants_weight) {
+    of_weight = passes_of(
+        measure_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm, [&](Conv2dAlgorithm each) {
+          const auto* contender = passes_of(each);
+          if (contender != nullptr) return compute_weight(*contender);
+          aten({false, true, wants_bias});
+          return true;
+        }));
+  } else if (wants_bias) {
     // The bias alone is not what the weight's gradient is measured for.
-    const auto chosen = wants_weight
-                            ? measure_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm, run)
-                            : choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm);
-    const auto* passes = passes_of(chosen);
-    if (passes != nullptr && compute(*passes)) wants_weight = wants_bias = false;
+    of_weight = passes_of(choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm));
+  }
+  if (wants_weight && of_input != nullptr && of_input == of_weight && of_input->backward != nullptr &&
+      images.numel() > 0) {
+    grad_input = allocate_input();
+    const bool whole = of_input->backward(pass, grad_input, &grad_weight, wants_bias ? &grad_bias : nullptr);
+    wants_input = false;
+    if (whole) wants_weight = wants_bias = false;
+  } else {
+    if (of_input != nullptr) wants_input = !compute_input(*of_input);
+    if (of_weight != nullptr && compute_weight(*of_weight)) wants_weight = wants_bias = false;
   }
   if (wants_input || wants_weight || wants_bias) {
     const auto grads = aten({wants_input, wants_weight, wants_bias});

@@ -177,57 +177,89 @@ struct ChannelsSetup {
   }
 };
 
+// A pass that computes pixels, ready to run.
+struct ChannelsBands {
+  ChannelsSetup setup;
+  const Conv2dChannelsKernels& table = kernels();
+  int dtype;
+  int64_t rows;   // of the longest phase
+  int64_t width;  // elements of a source row
+  bool copied;    // the source rows are
+  at::Tensor wide_bias;
+
+  ChannelsBands(const Conv2dShape& shape, const ChannelsPass& pass, const at::Tensor* bias,
+                Activation activation, at::Tensor& result)
+      : setup(pass, shape.dtype, kernels().lanes[static_cast<int>(shape.dtype)]),
+        dtype(static_cast<int>(shape.dtype)),
+        rows(pass.rows.extent),
+        width(pass.source.size(1) * pass.source.size(3)),
+        copied(pass.activated != nullptr || pass.source.element_size() != packed_element(shape.dtype)) {
+    const int64_t lanes = table.lanes[dtype];
+    Conv2dChannelsParams& params = setup.params;
+    if (bias != nullptr) {
+      wide_bias = bias->to(accumulator_type(bias->scalar_type())).contiguous();
+      params.bias = wide_bias.const_data_ptr();
+    }
+    params.activation = activation;
+    params.result = result.mutable_data_ptr();
+    params.result_strides = strides_of(result);
+    // What the caches cannot hold until it is read again need not be read into them before it is written.
+    constexpr size_t kCacheBytes = size_t{32} << 20;
+    params.stream = pass.source.nbytes() + result.nbytes() > kCacheBytes && params.result_strides.c == 1 &&
+                    result.element_size() == packed_element(shape.dtype) &&
+                    reinterpret_cast<uintptr_t>(params.result) % 64 == 0 && result.size(1) % lanes == 0 &&
+                    std::all_of(setup.plan.blocks.begin(), setup.plan.blocks.end(),
+                                [&](const ChannelsBlock& b) { return b.channel % lanes == 0; });
+    const int64_t block_size = setup.packed.numel() / std::max<int64_t>(1, params.blocks * params.phases);
+    at::parallel_for(0, params.blocks * params.phases,
+                     std::max<int64_t>(1, 65536 / std::max<int64_t>(1, block_size)),
+                     [&](int64_t begin, int64_t end) {
+                       for (int64_t i = begin; i < end; ++i) {
+                         table.pack[dtype](params, i / params.blocks, i % params.blocks);
+                       }
+                     });
+  }
+
+  // Bytes of scratch for at most `band` rows of the phases.
+  size_t scratch(int64_t band) const {
+    if (!copied) return 0;
+    int64_t most = 0;
+    for (const ChannelsPhase& f : setup.phases) {
+      if (f.taps_h == 0) continue;
+      most = std::max(most, (band - 1) * f.step_h + f.tap_row[f.taps_h - 1] + 1);
+    }
+    int64_t least = most;
+    for (const ChannelsPhase& f : setup.phases) {
+      if (f.taps_h > 0) least = std::min(least, f.tap_row[0]);
+    }
+    return static_cast<size_t>(std::min(most - least, setup.params.source.height) * width *
+                               packed_element(static_cast<DType>(dtype)));
+  }
+
+  void run(int64_t image, int64_t begin, int64_t end, void* memory) const {
+    table.band[dtype](setup.params, image, begin, end, memory);
+  }
+};
+
 void run_channels(const Conv2dShape& shape, const ChannelsPass& pass, const at::Tensor* bias,
                   Activation activation, at::Tensor& result) {
-  const Conv2dChannelsKernels& table = kernels();
-  const int dtype = static_cast<int>(shape.dtype);
-  const int64_t lanes = table.lanes[dtype];
-  ChannelsSetup setup(pass, shape.dtype, lanes);
-  Conv2dChannelsParams& params = setup.params;
-  at::Tensor wide_bias;
-  if (bias != nullptr) {
-    wide_bias = bias->to(accumulator_type(bias->scalar_type())).contiguous();
-    params.bias = wide_bias.const_data_ptr();
-  }
-  params.activation = activation;
-  params.result = result.mutable_data_ptr();
-  params.result_strides = strides_of(result);
-  // What the caches cannot hold until it is read again need not be read into them before it is written.
-  constexpr size_t kCacheBytes = size_t{32} << 20;
-  params.stream = pass.source.nbytes() + result.nbytes() > kCacheBytes && params.result_strides.c == 1 &&
-                  result.element_size() == packed_element(shape.dtype) &&
-                  reinterpret_cast<uintptr_t>(params.result) % 64 == 0 && result.size(1) % lanes == 0 &&
-                  std::all_of(setup.plan.blocks.begin(), setup.plan.blocks.end(),
-                              [&](const ChannelsBlock& b) { return b.channel % lanes == 0; });
-  const int64_t block_size = setup.packed.numel() / std::max<int64_t>(1, params.blocks * params.phases);
-  at::parallel_for(0, params.blocks * params.phases,
-                   std::max<int64_t>(1, 65536 / std::max<int64_t>(1, block_size)),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t i = begin; i < end; ++i) {
-                       table.pack[dtype](params, i / params.blocks, i % params.blocks);
-                     }
-                   });
+  const ChannelsBands bands(shape, pass, bias, activation, result);
   // A band's source rows, where they are copied, should stay in the second-level cache.
-  const int64_t row = pass.source.size(1) * pass.source.size(3);
-  const int64_t rows = pass.rows.extent;
-  params.band_rows = std::clamp<int64_t>((int64_t{1} << 17) / std::max<int64_t>(1, row), 1, rows);
-  if (shape.batch * ((rows + params.band_rows - 1) / params.band_rows) < 2 * at::get_num_threads()) {
-    params.band_rows = std::max<int64_t>(1, std::min(params.band_rows, rows / (2 * at::get_num_threads())));
+  const int64_t threads = at::get_num_threads(), rows = bands.rows;
+  int64_t band = std::clamp<int64_t>((int64_t{1} << 17) / std::max<int64_t>(1, bands.width), 1, rows);
+  if (shape.batch * ((rows + band - 1) / band) < 2 * threads) {
+    band = std::max<int64_t>(1, std::min(band, rows / (2 * threads)));
   }
-  const int64_t bands = (rows + params.band_rows - 1) / params.band_rows;
-  const int64_t source_rows = params.band_rows * pass.rows.step + pass.rows.reach * pass.rows.step + 1;
-  const size_t scratch =
-      pass.activated != nullptr || pass.source.element_size() != packed_element(shape.dtype)
-          ? static_cast<size_t>(std::min(source_rows, pass.source.size(2)) * row *
-                                packed_element(shape.dtype))
-          : 0;
-  const int64_t cost = std::max<int64_t>(1, result.numel() / (shape.batch * bands)) * params.source_channels *
-                       shape.kernel_h * shape.kernel_w;
-  at::parallel_for(0, shape.batch * bands, std::max<int64_t>(1, (1 << 19) / cost),
+  const int64_t count = (rows + band - 1) / band;
+  const size_t scratch = bands.scratch(band);
+  const int64_t cost = std::max<int64_t>(1, result.numel() / (shape.batch * count)) *
+                       bands.setup.params.source_channels * shape.kernel_h * shape.kernel_w;
+  at::parallel_for(0, shape.batch * count, std::max<int64_t>(1, (1 << 19) / cost),
                    [&](int64_t begin, int64_t end) {
                      void* memory = scratch > 0 ? thread_scratch(scratch) : nullptr;
-                     for (int64_t i = begin; i < end; ++i)
-                       table.band[dtype](params, i / bands, i % bands, memory);
+                     for (int64_t i = begin; i < end; ++i) {
+                       bands.run(i / count, i % count * band, (i % count + 1) * band, memory);
+                     }
                    });
 }
 
@@ -295,90 +327,183 @@ bool channels_forward(const Conv2dForward& pass) {
   return true;
 }
 
-bool channels_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
-  const Conv2dShape& s = pass.shape;
-  const at::Tensor grad = as_channels_last(pass.grad_output);
-  const at::Tensor output = pass.output != nullptr ? as_channels_last(*pass.output) : at::Tensor();
-  run_channels(
-      s,
-      {gradient_axis(s.height, s.kernel_h, s.stride[0], s.padding[0], s.dilation[0]),
-       gradient_axis(s.width, s.kernel_w, s.stride[1], s.padding[1], s.dilation[1]), grad,
-       pass.output != nullptr ? &output : nullptr, pass.activation, pass.weight, true, s.groups, s.channels},
-      nullptr, Activation::kNone, grad_input);
-  return true;
-}
+namespace {
 
-bool channels_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
-  constexpr int64_t kMostChunks = 16, kMostPartialElements = 4 << 20;
-  const Conv2dShape& s = pass.shape;
-  const Conv2dChannelsKernels& table = kernels();
-  const int dtype = static_cast<int>(s.dtype);
-  const int64_t lanes = table.lanes[dtype];
-  const int64_t element = packed_element(s.dtype);
-  const at::Tensor input = s.channels_last ? as_channels_last(pass.input) : pass.input;
-  at::Tensor grad = as_channels_last(pass.grad_output), output;
-  if (pass.output != nullptr) {
+// Gradient and output of a backward pass, pixels of adjacent channels and of equal strides.
+struct ChannelsGradient {
+  at::Tensor grad, output;
+  explicit ChannelsGradient(const Conv2dBackward& pass) : grad(as_channels_last(pass.grad_output)) {
+    if (pass.output == nullptr) return;
     output = as_channels_last(*pass.output);
     if (output.strides() != grad.strides()) {
       grad = grad.contiguous(at::MemoryFormat::ChannelsLast);
       output = output.contiguous(at::MemoryFormat::ChannelsLast);
     }
   }
-  const ChannelsPass forward{
-      forward_axis(s.result_height(), s.kernel_h, s.stride[0], s.padding[0], s.dilation[0]),
-      forward_axis(s.result_width(), s.kernel_w, s.stride[1], s.padding[1], s.dilation[1]),
-      input,
-      nullptr,
-      Activation::kNone,
-      pass.weight,
-      false,
-      s.groups,
-      s.result_channels};
-  const ChannelsSetup setup(forward, s.dtype, lanes);
+  const at::Tensor* activated() const { return output.defined() ? &output : nullptr; }
+};
+
+ChannelsPass data_pass(const Conv2dBackward& pass, const ChannelsGradient& g) {
+  const Conv2dShape& s = pass.shape;
+  return {gradient_axis(s.height, s.kernel_h, s.stride[0], s.padding[0], s.dilation[0]),
+          gradient_axis(s.width, s.kernel_w, s.stride[1], s.padding[1], s.dilation[1]),
+          g.grad,
+          g.activated(),
+          pass.activation,
+          pass.weight,
+          true,
+          s.groups,
+          s.channels};
+}
+
+// The sums of the weight gradient, ready to run: of each of `chunks` parts of the rows of all results.
+struct ChannelsSums {
+  const Conv2dBackward& pass;
+  const at::Tensor input;
+  const bool wants_weight, wants_bias;
+  const int dtype;
+  const int64_t lanes, element;
+  const ChannelsSetup setup;
   Conv2dChannelsWeightParams params{};
-  params.forward = setup.params;
-  params.gradient = grad.const_data_ptr();
-  params.gradient_strides = strides_of(grad);
-  if (output.defined()) {
-    params.activated = output.const_data_ptr();
-    params.activation = pass.activation;
+  int64_t weight_size, size, chunks;
+  at::Tensor partial;
+  char* memory;
+
+  ChannelsSums(const Conv2dBackward& backward, const ChannelsGradient& g, bool weight, bool bias)
+      : pass(backward),
+        input(pass.shape.channels_last ? as_channels_last(pass.input) : pass.input),
+        wants_weight(weight),
+        wants_bias(bias),
+        dtype(static_cast<int>(pass.shape.dtype)),
+        lanes(kernels().lanes[dtype]),
+        element(packed_element(pass.shape.dtype)),
+        setup(forward_pass(), pass.shape.dtype, lanes) {
+    constexpr int64_t kMostChunks = 16, kMostPartialElements = 4 << 20;
+    params.forward = setup.params;
+    params.gradient = g.grad.const_data_ptr();
+    params.gradient_strides = strides_of(g.grad);
+    if (g.output.defined()) {
+      params.activated = g.output.const_data_ptr();
+      params.activation = pass.activation;
+    }
+    weight_size = weight ? setup.packed.numel() : 0;
+    size = weight_size + (bias ? setup.params.blocks * lanes : 0);
+    chunks = std::clamp<int64_t>(std::min(rows(), kMostPartialElements / std::max<int64_t>(1, size)), 1,
+                                 kMostChunks);
+    partial = zeros({chunks, size}, setup.packed.options());
+    memory = static_cast<char*>(partial.mutable_data_ptr());
   }
-  const int64_t weight_size = grad_weight != nullptr ? setup.packed.numel() : 0;
-  const int64_t size = weight_size + (grad_bias != nullptr ? setup.params.blocks * lanes : 0);
-  const int64_t rows = s.batch * s.result_height();
-  const int64_t chunks =
-      std::clamp<int64_t>(std::min(rows, kMostPartialElements / std::max<int64_t>(1, size)), 1, kMostChunks);
-  at::Tensor partial = zeros({chunks, size}, setup.packed.options());
-  char* memory = static_cast<char*>(partial.mutable_data_ptr());
-  const int64_t ring =
-      input.element_size() == element ? 0 : (s.dilation[0] * (s.kernel_h - 1) + 1) * s.width * s.channels;
-  const size_t scratch = static_cast<size_t>((s.result_channels * s.result_width() + ring) * element);
-  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    void* line = thread_scratch(scratch);
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      char* to = memory + chunk * size * element;
-      for (int64_t i = rows * chunk / chunks, last = rows * (chunk + 1) / chunks; i < last;) {
-        const int64_t image = i / s.result_height(), first = i % s.result_height();
-        const int64_t until = std::min(s.result_height(), first + last - i);
-        weight_kernels().weight[dtype](params, image, first, until, grad_weight != nullptr ? to : nullptr,
-                                       grad_bias != nullptr ? to + weight_size * element : nullptr, line);
-        i += until - first;
-      }
+
+  int64_t rows() const { return pass.shape.batch * pass.shape.result_height(); }
+
+  size_t scratch() const {
+    const Conv2dShape& s = pass.shape;
+    const int64_t ring =
+        input.element_size() == element ? 0 : (s.dilation[0] * (s.kernel_h - 1) + 1) * s.width * s.channels;
+    return static_cast<size_t>((s.result_channels * s.result_width() + ring) * element);
+  }
+
+  // Calls run(image, begin, end) for the result rows of a chunk, at most `most` at a time.
+  template <typename Run>
+  void each(int64_t chunk, int64_t most, const Run& run) const {
+    const int64_t height = pass.shape.result_height();
+    for (int64_t i = rows() * chunk / chunks, last = rows() * (chunk + 1) / chunks; i < last;) {
+      const int64_t first = i % height, until = std::min({height, first + last - i, first + most});
+      run(i / height, first, until);
+      i += until - first;
+    }
+  }
+
+  void add(const Conv2dChannelsWeightParams& p, int64_t chunk, int64_t image, int64_t begin, int64_t end,
+           void* line) const {
+    char* to = memory + chunk * size * element;
+    weight_kernels().weight[dtype](p, image, begin, end, wants_weight ? to : nullptr,
+                                   wants_bias ? to + weight_size * element : nullptr, line);
+  }
+
+  bool finish(at::Tensor* grad_weight, at::Tensor* grad_bias) {
+    at::Tensor wide_weight, wide_bias;
+    if (wants_weight) wide_weight = empty(pass.weight.sizes(), setup.packed.options());
+    if (wants_bias) wide_bias = empty({pass.shape.result_channels}, setup.packed.options());
+    at::Tensor* to_weight = wants_weight ? &wide_weight : nullptr;
+    at::Tensor* to_bias = wants_bias ? &wide_bias : nullptr;
+    if (!(pass.shape.dtype == DType::kFloat64
+              ? finish_weight<double>(setup, partial, chunks, lanes, to_weight, to_bias)
+              : finish_weight<float>(setup, partial, chunks, lanes, to_weight, to_bias))) {
+      return false;
+    }
+    if (wants_weight) *grad_weight = empty_like(pass.weight).copy_(wide_weight);
+    if (wants_bias) *grad_bias = wide_bias.to(pass.weight.scalar_type());
+    return true;
+  }
+
+ private:
+  ChannelsPass forward_pass() const {
+    const Conv2dShape& s = pass.shape;
+    return {forward_axis(s.result_height(), s.kernel_h, s.stride[0], s.padding[0], s.dilation[0]),
+            forward_axis(s.result_width(), s.kernel_w, s.stride[1], s.padding[1], s.dilation[1]),
+            input,
+            nullptr,
+            Activation::kNone,
+            pass.weight,
+            false,
+            s.groups,
+            s.result_channels};
+  }
+};
+
+}  // namespace
+
+bool channels_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
+  const ChannelsGradient gradient(pass);
+  run_channels(pass.shape, data_pass(pass, gradient), nullptr, Activation::kNone, grad_input);
+  return true;
+}
+
+bool channels_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
+  const ChannelsGradient gradient(pass);
+  ChannelsSums sums(pass, gradient, grad_weight != nullptr, grad_bias != nullptr);
+  at::parallel_for(0, sums.chunks, 1, [&](int64_t first, int64_t last) {
+    void* line = thread_scratch(sums.scratch());
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      sums.each(chunk, INT64_MAX / 2, [&](int64_t image, int64_t begin, int64_t end) {
+        sums.add(sums.params, chunk, image, begin, end, line);
+      });
     }
   });
-  at::Tensor wide_weight, wide_bias;
-  if (grad_weight != nullptr) wide_weight = empty(pass.weight.sizes(), setup.packed.options());
-  if (grad_bias != nullptr) wide_bias = empty({s.result_channels}, setup.packed.options());
-  at::Tensor* to_weight = grad_weight != nullptr ? &wide_weight : nullptr;
-  at::Tensor* to_bias = grad_bias != nullptr ? &wide_bias : nullptr;
-  if (!(s.dtype == DType::kFloat64
-            ? finish_weight<double>(setup, partial, chunks, lanes, to_weight, to_bias)
-            : finish_weight<float>(setup, partial, chunks, lanes, to_weight, to_bias))) {
-    return false;
-  }
-  if (grad_weight != nullptr) *grad_weight = empty_like(pass.weight).copy_(wide_weight);
-  if (grad_bias != nullptr) *grad_bias = wide_bias.to(pass.weight.scalar_type());
-  return true;
+  return sums.finish(grad_weight, grad_bias);
+}
+
+bool channels_backward(const Conv2dBackward& pass, at::Tensor& grad_input, at::Tensor* grad_weight,
+                       at::Tensor* grad_bias) {
+  const Conv2dShape& s = pass.shape;
+  const ChannelsGradient gradient(pass);
+  const ChannelsPass data = data_pass(pass, gradient);
+  const ChannelsBands bands(s, data, nullptr, Activation::kNone, grad_input);
+  ChannelsSums sums(pass, gradient, grad_weight != nullptr, grad_bias != nullptr);
+  // What a band reads twice should stay in the second-level cache.
+  constexpr int64_t kBandElements = 1 << 16;
+  const int64_t height = s.result_height();
+  const int64_t band = std::clamp<int64_t>(
+      kBandElements / std::max<int64_t>(1, bands.width + s.channels * s.width), 1, height);
+  const auto data_row = [&](int64_t row) { return row * bands.rows / height; };
+  const size_t wide = (bands.scratch((band * bands.rows + height - 1) / height + 1) + 63) / 64 * 64;
+  at::parallel_for(0, sums.chunks, 1, [&](int64_t first, int64_t last) {
+    char* memory = static_cast<char*>(thread_scratch(wide + sums.scratch()));
+    Conv2dChannelsWeightParams params = sums.params;
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      sums.each(chunk, band, [&](int64_t image, int64_t begin, int64_t end) {
+        const int64_t from = data_row(begin), to = data_row(end);
+        bands.run(image, from, to, memory);
+        const ChannelsRows met = channels_source_rows(bands.setup.params, from, to);
+        const bool shared = bands.copied && met.top <= begin && end <= met.bottom;
+        params.wide = shared ? memory : nullptr;
+        params.wide_top = met.top;
+        sums.add(params, chunk, image, begin, end, memory + wide);
+      });
+    }
+  });
+  return sums.finish(grad_weight, grad_bias);
 }
 
 }  // namespace d2lfast::ops

@@ -31,6 +31,10 @@ struct Conv2dPasses {
   bool (*grad_input)(const Conv2dBackward& pass, at::Tensor& grad_input);
   // Null: not wanted. To be allocated like the weight and [O].
   bool (*grad_weight)(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+  // Null, or both in one sweep over input and gradient, bit for bit as above. False: `grad_input` is valid,
+  // the others are not.
+  bool (*backward)(const Conv2dBackward& pass, at::Tensor& grad_input, at::Tensor* grad_weight,
+                   at::Tensor* grad_bias) = nullptr;
 };
 
 bool direct_forward(const Conv2dForward& pass);
@@ -60,11 +64,15 @@ bool channels_computes(const Conv2dShape& shape, Conv2dPass pass);
 bool channels_forward(const Conv2dForward& pass);
 bool channels_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
 bool channels_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+bool channels_backward(const Conv2dBackward& pass, at::Tensor& grad_input, at::Tensor* grad_weight,
+                       at::Tensor* grad_bias);
 
 // Vectors along the columns of planes that are read in place: grouped and depthwise layers in NCHW.
 bool planes_computes(const Conv2dShape& shape, Conv2dPass pass);
 bool planes_forward(const Conv2dForward& pass);
 bool planes_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
 bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+bool planes_backward(const Conv2dBackward& pass, at::Tensor& grad_input, at::Tensor* grad_weight,
+                     at::Tensor* grad_bias);
 
 }  // namespace d2lfast::ops

@@ -70,19 +70,35 @@ struct PlanesSetup {
   }
 };
 
+// Where the result goes, and whether the source is copied.
+void set_result(const Conv2dShape& shape, PlanesSetup& setup, at::Tensor& result) {
+  Conv2dPlanesParams& p = setup.params;
+  const int64_t element = accumulator_size(shape.dtype);
+  p.result = result.mutable_data_ptr();
+  p.copied = p.step > 1 || p.activated != nullptr || result.element_size() != element;
+  // What the caches cannot hold until it is read again need not be read into them before it is written.
+  constexpr size_t kCacheBytes = size_t{32} << 20;
+  p.stream = 2 * result.nbytes() > kCacheBytes && result.element_size() == element &&
+             p.result_channels == 1 && reinterpret_cast<uintptr_t>(p.result) % 64 == 0 &&
+             p.rows * p.cols * element % 64 == 0;
+}
+
+size_t scratch_of(const Conv2dShape& shape, const Conv2dPlanesParams& p) {
+  const int64_t copy = p.copied ? p.source_channels * p.height * p.step * p.part_width : 0;
+  return static_cast<size_t>((copy + (p.stream ? p.rows * p.cols : 0)) * accumulator_size(shape.dtype));
+}
+
 void run_planes(const Conv2dShape& shape, PlanesSetup& setup, at::Tensor& result) {
   const Conv2dPlanesKernels& table = kernels();
   const int dtype = static_cast<int>(shape.dtype);
   Conv2dPlanesParams& p = setup.params;
-  p.result = result.mutable_data_ptr();
-  p.copied = p.step > 1 || p.activated != nullptr || result.element_size() != accumulator_size(shape.dtype);
+  set_result(shape, setup, result);
   // Bands only where there are too few groups for the threads; a band reads some rows twice.
   const int64_t items = shape.batch * p.groups;
   const int64_t bands =
       items >= 2 * at::get_num_threads() ? 1 : std::min<int64_t>(p.rows, 2 * at::get_num_threads());
-  const size_t scratch = p.copied ? static_cast<size_t>(p.source_channels * p.height * p.step * p.part_width *
-                                                        accumulator_size(shape.dtype))
-                                  : 0;
+  p.stream = p.stream && bands == 1;
+  const size_t scratch = scratch_of(shape, p);
   const int64_t cost = std::max<int64_t>(
       1, p.result_channels * p.rows * p.cols * p.source_channels * p.taps_h * p.taps_w / bands);
   at::parallel_for(0, items * bands, std::max<int64_t>(1, (1 << 19) / cost), [&](int64_t begin, int64_t end) {
@@ -136,55 +152,70 @@ bool planes_forward(const Conv2dForward& pass) {
   return true;
 }
 
-bool planes_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
+namespace {
+
+struct PlanesGradient {
+  at::Tensor grad, output;
+  explicit PlanesGradient(const Conv2dBackward& pass) : grad(pass.grad_output.contiguous()) {
+    if (pass.output != nullptr) output = pass.output->contiguous();
+  }
+};
+
+PlanesSetup data_setup(const Conv2dBackward& pass, const PlanesGradient& g, const at::Tensor& turned_weight) {
   const Conv2dShape& s = pass.shape;
-  if (flat(s, Conv2dPass::kGradInput)) return flat_grad_input(pass, grad_input);
-  const at::Tensor grad = pass.grad_output.contiguous(), weight = widened(turned(pass.weight, s.groups));
   const int64_t padding[] = {s.dilation[0] * (s.kernel_h - 1) - s.padding[0],
                              s.dilation[1] * (s.kernel_w - 1) - s.padding[1]};
-  PlanesSetup setup(grad, weight, s.groups, 1, padding, s.dilation, s.height, s.width);
-  const at::Tensor output = pass.output != nullptr ? pass.output->contiguous() : at::Tensor();
-  if (output.defined()) {
-    setup.params.activated = output.const_data_ptr();
+  PlanesSetup setup(g.grad, turned_weight, s.groups, 1, padding, s.dilation, s.height, s.width);
+  if (g.output.defined()) {
+    setup.params.activated = g.output.const_data_ptr();
     setup.params.source_activation = pass.activation;
   }
-  run_planes(s, setup, grad_input);
-  return true;
+  return setup;
 }
 
-bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
+// Gradients of a depthwise layer's weight and bias and, unless `data` is null, of its input.
+bool sum_planes(const Conv2dBackward& pass, const PlanesGradient& g, const Conv2dPlanesParams* data,
+                at::Tensor* grad_weight, at::Tensor* grad_bias) {
   constexpr int64_t kMostChunks = 16;
   const Conv2dShape& s = pass.shape;
-  if (flat(s, Conv2dPass::kGradWeight)) return flat_grad_weight(pass, grad_weight, grad_bias);
   const Conv2dPlanesKernels& table = kernels();
   const int dtype = static_cast<int>(s.dtype);
-  const at::Tensor input = pass.input.contiguous(), grad = pass.grad_output.contiguous();
-  const at::Tensor output = pass.output != nullptr ? pass.output->contiguous() : at::Tensor();
+  const at::Tensor input = pass.input.contiguous();
   const auto options = pass.weight.options().dtype(accumulator_type(pass.weight.scalar_type()));
   const PlanesSetup setup(input, pass.weight, s.groups, 1, s.padding, s.dilation, s.result_height(),
                           s.result_width());
   Conv2dPlanesWeightParams params{};
   params.forward = setup.params;
-  params.gradient = grad.const_data_ptr();
-  if (output.defined()) {
-    params.activated = output.const_data_ptr();
+  params.gradient = g.grad.const_data_ptr();
+  if (g.output.defined()) {
+    params.activated = g.output.const_data_ptr();
     params.activation = pass.activation;
   }
   const int64_t window = s.kernel_h * s.kernel_w, chunks = std::clamp<int64_t>(s.batch, 1, kMostChunks);
   at::Tensor partial = zeros({chunks, s.channels, window + 1}, options);
   char* memory = static_cast<char*>(partial.mutable_data_ptr());
-  const int64_t element = accumulator_size(s.dtype);
-  const size_t scratch =
-      static_cast<size_t>((s.height * s.width + s.result_height() * s.result_width()) * element);
-  const int64_t cost =
-      std::max<int64_t>(1, s.result_height() * s.result_width() * window * ((s.batch + chunks - 1) / chunks));
+  const int64_t element = accumulator_size(s.dtype), result = s.result_height() * s.result_width();
+  const size_t copies = static_cast<size_t>((s.height * s.width + result) * element);
+  const size_t aligned = (copies + 63) / 64 * 64;
+  const size_t scratch = aligned + (data != nullptr ? scratch_of(s, *data) : 0);
+  const int64_t cost = std::max<int64_t>(1, result * window * ((s.batch + chunks - 1) / chunks));
   at::parallel_for(
       0, chunks * s.channels, std::max<int64_t>(1, (1 << 19) / cost), [&](int64_t begin, int64_t end) {
-        void* copies = thread_scratch(scratch);
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t chunk = i / s.channels, channel = i % s.channels;
+        char* copy = static_cast<char*>(thread_scratch(scratch));
+        Conv2dPlanesParams of_copy = data != nullptr ? *data : Conv2dPlanesParams{};
+        const bool copied = of_copy.copied;
+        of_copy.copied = false;
+        for (int64_t chunk = begin / s.channels, last; begin < end; begin = last, ++chunk) {
+          last = std::min(end, (chunk + 1) * s.channels);
+          // Neighbours in memory one after the other: the kernels fetch the next plane.
           for (int64_t image = s.batch * chunk / chunks; image < s.batch * (chunk + 1) / chunks; ++image) {
-            table.weight[dtype](params, image, channel, memory + i * (window + 1) * element, copies);
+            for (int64_t i = begin; i < last; ++i) {
+              const int64_t channel = i % s.channels;
+              table.weight[dtype](params, image, channel, memory + i * (window + 1) * element, copy);
+              if (data == nullptr) continue;
+              if (copied) of_copy.source = copy - (image * s.channels + channel) * result * element;
+              table.group[dtype](of_copy, image, channel, 0, of_copy.rows, copy + aligned);
+            }
           }
         }
       });
@@ -202,6 +233,37 @@ bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at:
     *grad_bias = sum.select(1, window).to(pass.weight.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
   }
   return true;
+}
+
+}  // namespace
+
+bool planes_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
+  const Conv2dShape& s = pass.shape;
+  if (flat(s, Conv2dPass::kGradInput)) return flat_grad_input(pass, grad_input);
+  const PlanesGradient gradient(pass);
+  const at::Tensor weight = widened(turned(pass.weight, s.groups));
+  PlanesSetup setup = data_setup(pass, gradient, weight);
+  run_planes(s, setup, grad_input);
+  return true;
+}
+
+bool planes_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
+  if (flat(pass.shape, Conv2dPass::kGradWeight)) return flat_grad_weight(pass, grad_weight, grad_bias);
+  return sum_planes(pass, PlanesGradient(pass), nullptr, grad_weight, grad_bias);
+}
+
+bool planes_backward(const Conv2dBackward& pass, at::Tensor& grad_input, at::Tensor* grad_weight,
+                     at::Tensor* grad_bias) {
+  const Conv2dShape& s = pass.shape;
+  if (flat(s, Conv2dPass::kGradInput) || flat(s, Conv2dPass::kGradWeight)) {
+    planes_grad_input(pass, grad_input);
+    return planes_grad_weight(pass, grad_weight, grad_bias);
+  }
+  const PlanesGradient gradient(pass);
+  const at::Tensor weight = widened(turned(pass.weight, s.groups));
+  PlanesSetup setup = data_setup(pass, gradient, weight);
+  set_result(s, setup, grad_input);
+  return sum_planes(pass, gradient, &setup.params, grad_weight, grad_bias);
 }
 
 }  // namespace d2lfast::ops

@@ -7,18 +7,20 @@
 
 namespace d2lfast {
 
-// Winograd's minimal filtering F(4x4, 3x3) for dense 3x3 convolutions of stride 1 (Lavin and Gray, 2016):
-// a 4x4 tile of results costs 36 products for each pair of channels instead of 144. With the matrices of
-// kernels/cpu/winograd_transform.inc, for one tile of sources d, filter g and gradient z
+// Winograd's minimal filtering F(4x4, 3x3) and F(2x2, 3x3) for dense 3x3 convolutions of stride 1 (Lavin and
+// Gray, 2016): a 4x4 tile of results costs 36 products for each pair of channels instead of 144, a 2x2 tile
+// 16 instead of 36. With the matrices of kernels/cpu/winograd_transform.inc, for one tile of sources d,
+// filter g and gradient z
 //   results          A^T [(G g G^T) o (B^T d B)] A
 //   filter gradient  G^T [(B^T d B) o (A z A^T)] G
-// where the products o are summed over channels (results) or tiles (filter gradient): 36 matrix products,
-// one for each element of the transformed tiles. float32 arithmetic in every dtype.
+// where the products o are summed over channels (results) or tiles (filter gradient): 36 (16) matrix
+// products, one for each element of the transformed tiles, a plane of them. float32 arithmetic in every
+// dtype.
 //
 // The tiles of an image are numbered by rows. A strip is `chunk` neighbours of one row of tiles; the last
 // strip of a row is filled up with tiles of zeros.
 
-// Transformed tiles: 36 planes [channel blocks][tiles][lanes] of floats, the channels beyond the last zero.
+// Transformed tiles: planes [channel blocks][tiles][lanes] of floats, the channels beyond the last zero.
 struct WinogradTiles {
   float* data;
   int64_t tiles;
@@ -39,7 +41,7 @@ struct WinogradStrips {
   int64_t chunk, chunks;         // tiles of a strip, strips of a row
 };
 
-// Source tiles of 6x6 that overlap by two, or gradient tiles of 4x4.
+// Source tiles, two wider than those of the results, which they overlap by; or gradient tiles.
 struct WinogradSource {
   WinogradImages images;
   WinogradStrips strips;
@@ -86,6 +88,7 @@ struct WinogradPieces {
 
 struct WinogradKernels {
   int64_t lanes;
+  int64_t tile, planes;  // of results: 4 or 2; (tile + 2)^2
   // Result channels of a block: 2 lanes. `staging`: see winograd_staging.
   //
   // Channel blocks [begin_block, end_block) of the strips [begin, end), written at `first_tile` on. `sums`:
@@ -99,22 +102,23 @@ struct WinogradKernels {
   // One block of result channels: packed, see winograd_filter_plane.
   void (*weight[kNumDTypes])(const WinogradWeight& weight, int64_t block, float* packed, float* staging);
   // The results of the strips [begin, end), whose transformed sources begin at `first_tile`, for one block.
-  // `products`: 36 * (tiles * 2 lanes + 16). False: a result (before the activation) is not finite.
+  // `products`: planes * (tiles * 2 lanes + 16). False: a result (before the activation) is not finite.
   bool (*result[kNumDTypes])(const WinogradResult& result, int64_t begin, int64_t end, int64_t block,
                              const WinogradTiles& tiles, int64_t first_tile, const float* packed,
                              float* products, float* staging);
   // Sums over the tiles for the source blocks [begin, end) and one block of result channels:
-  // products [36][(end - begin) * lanes][2 lanes], added to or overwritten.
+  // products [planes][(end - begin) * lanes][2 lanes], added to or overwritten.
   void (*products)(const WinogradTiles& source, const WinogradTiles& gradient, int64_t begin, int64_t end,
                    int64_t block, bool add, float* products);
   // The filter gradients from these products. False: one is not finite.
   bool (*grad_weight[kNumDTypes])(const WinogradGradWeight& result, int64_t begin, int64_t end, int64_t block,
                                   const float* products, float* staging);
-  // Items [begin, end): the N * C planes, or in channels_last the N * height rows of the result.
+  // Null for 2x2. Items [begin, end): the N * C planes, or in channels_last the N * height rows of the
+  // result.
   void (*pieces[kNumDTypes])(const WinogradPieces& pieces, int64_t begin, int64_t end);
 };
 
-// Tile rows whose sources are staged together, and the floats of staging that any call needs.
+// Tile rows whose sources are staged together, and the floats of staging that any call needs, of either tile.
 constexpr int64_t kWinogradStagedRows = 4;
 inline int64_t winograd_staging(int64_t lanes, int64_t chunk) {
   const int64_t pixels = (4 * kWinogradStagedRows + 2) * (4 * chunk + 2 + lanes);
@@ -122,7 +126,7 @@ inline int64_t winograd_staging(int64_t lanes, int64_t chunk) {
   return (pixels > filters ? pixels : filters) * lanes;
 }
 
-// Packed filters: 36 planes [source channels, whole lanes][2 lanes] at this distance. The planes alone, often
+// Packed filters: planes [source channels, whole lanes][2 lanes] at this distance. The planes alone, often
 // a power of two, would share cache sets, and the transform writes to all of them.
 inline int64_t winograd_filter_plane(int64_t lanes, int64_t source_blocks) {
   return source_blocks * lanes * 2 * lanes + 16;

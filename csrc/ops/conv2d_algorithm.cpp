@@ -66,6 +66,10 @@ bool winograd_computes(const Conv2dShape& s, Conv2dPass pass) {
   return sizes && (pass != Conv2dPass::kGradInput || (s.stride[0] == 1 && s.stride[1] == 1));
 }
 
+bool winograd_2x2_computes(const Conv2dShape& s, Conv2dPass pass) {
+  return is_3x3(s) && winograd_computes(s, pass);
+}
+
 // Multiplications that the pieces of a larger kernel save over a direct convolution, channels and tiles
 // filled up.
 double saved_by_pieces(const Conv2dShape& s, Conv2dPass pass) {
@@ -121,6 +125,26 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
   const int64_t results = pass == Conv2dPass::kForward ? s.result_channels : s.channels;
   if (side < 4 && results < 64) return false;
   return side >= 3 && (tiles >= 4 || products < 128 * 128);
+}
+
+// The smaller tiles where they need no more products than the larger ones: planes of side 2, 5 and 6, which
+// those fill badly, and single images of side 3. The transform of the filters counts as three tiles.
+bool winograd_2x2_wins(const Conv2dShape& s, Conv2dPass pass) {
+  const bool forward_size = pass != Conv2dPass::kGradInput;
+  const int64_t height = forward_size ? s.result_height() : s.height;
+  const int64_t width = forward_size ? s.result_width() : s.width, side = std::min(height, width);
+  const auto products_of = [&](int64_t tile) {
+    const int64_t tiles = s.batch * ((height + tile - 1) / tile) * ((width + tile - 1) / tile);
+    return (tile + 2) * (tile + 2) * (tiles + 3);
+  };
+  if (!winograd_allowed() || side < 2 || products_of(2) > products_of(4)) return false;
+  if (std::min(s.channels, s.result_channels) < 16) return false;
+  const int64_t products = s.channels * s.result_channels;
+  if (s.dtype == DType::kBFloat16) {
+    return pass == Conv2dPass::kGradWeight && side == 2 && products >= 64 * 64;
+  }
+  if (pass == Conv2dPass::kGradWeight || side > 3) return winograd_wins(s, pass);
+  return s.batch > 1 || products >= 256 * 256;
 }
 
 // ---- gemm ----
@@ -252,6 +276,7 @@ struct Row {
 
 constexpr Row kTable[] = {
     {Conv2dAlgorithm::kBatch, "batch", batch_computes, batch_wins},
+    {Conv2dAlgorithm::kWinograd2x2, "winograd_2x2", winograd_2x2_computes, winograd_2x2_wins},
     {Conv2dAlgorithm::kWinograd, "winograd", winograd_computes, winograd_wins},
     {Conv2dAlgorithm::kGemm, "gemm", gemm_computes, gemm_wins},
     {Conv2dAlgorithm::kChannels, "channels", channels_computes, channels_wins},
@@ -279,7 +304,9 @@ std::string_view requested_conv2d_algorithm(std::string_view requested, Conv2dPa
 std::vector<Conv2dAlgorithm> conv2d_candidates(const Conv2dShape& shape, Conv2dPass pass) {
   std::vector<Conv2dAlgorithm> found;
   for (const Row& row : kTable) {
-    const bool forbidden = row.algorithm == Conv2dAlgorithm::kWinograd && !winograd_allowed();
+    const bool rounds =
+        row.algorithm == Conv2dAlgorithm::kWinograd || row.algorithm == Conv2dAlgorithm::kWinograd2x2;
+    const bool forbidden = rounds && !winograd_allowed();
     if (!forbidden && row.computes(shape, pass)) found.push_back(row.algorithm);
   }
   return found;

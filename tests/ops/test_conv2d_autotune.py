@@ -17,7 +17,7 @@ from d2lfast.nn import functional as F
 SHAPE, WEIGHT = (2, 16, 9, 9), (16, 16, 3, 3)
 PASSES = ("forward", "grad_input", "grad_weight")
 # What the CPU can compute of SHAPE in float32.
-CANDIDATES = {"batch", "winograd", "channels", "planes", "direct", "aten"}
+CANDIDATES = {"batch", "winograd", "winograd_2x2", "channels", "planes", "direct", "aten"}
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Winograd's F(4x4, 3x3), forced, with its numerics and what it does with values that are not finite."""
+"""Winograd's F(4x4, 3x3) and F(2x2, 3x3), forced: numerics, and values that are not finite."""
 
 import pytest
 import torch
@@ -12,8 +12,12 @@ from d2lfast.nn import functional as F
 LARGEST_ERROR = 5e-6
 
 
-def named(id, *arguments, **options):
-    return pytest.param(conv(*arguments, algorithm="winograd", **options), id=id)
+def named(id, *arguments, algorithm="winograd", **options):
+    return pytest.param(conv(*arguments, algorithm=algorithm, **options), id=id)
+
+
+def smaller(id, *arguments, **options):
+    return named(id, *arguments, algorithm="winograd_2x2", **options)
 
 
 class TestConv2dWinograd(OpTester):
@@ -45,6 +49,14 @@ class TestConv2dWinograd(OpTester):
         named("dilated_is_the_tables", (2, 3, 9, 9), (4, 3, 3, 3), dilation=2),
         # The filters are transformed by blocks of channels.
         named("large_filters", (1, 260, 6, 6), (200, 260, 3, 3), padding=1),
+        smaller("2x2_whole_tiles", (2, 16, 6, 8), (32, 16, 3, 3), padding=1),
+        smaller("2x2_odd", (2, 20, 5, 7), (37, 20, 3, 3), padding=1),
+        smaller("2x2_one_tile", (3, 33, 2, 2), (35, 33, 3, 3), padding=1),
+        smaller("2x2_valid", (1, 3, 4, 30), (5, 3, 3, 3), bias=False, activation="relu"),
+        smaller("2x2_padding_over_kernel", (1, 4, 4, 3), (5, 4, 3, 3), padding=(4, 3), activation="tanh"),
+        smaller("2x2_long_rows", (1, 6, 5, 203), (9, 6, 3, 3), padding=1),
+        smaller("2x2_large_filters", (1, 460, 4, 4), (240, 460, 3, 3), padding=1),
+        smaller("2x2_of_5x5_is_the_tables", (2, 6, 9, 9), (7, 6, 5, 5)),
     )
     small_cases = (
         named("plain", (2, 3, 5, 6), (4, 3, 3, 3), padding=1),
@@ -58,6 +70,7 @@ class TestConv2dWinograd(OpTester):
         named("sigmoid", (2, 4, 9, 9), (5, 4, 3, 3), padding=1, activation="sigmoid"),
         named("5x5", (2, 4, 9, 9), (5, 4, 5, 5), padding=2),
         named("stride_2", (2, 4, 9, 9), (5, 4, 5, 5), stride=2, activation="relu"),
+        smaller("2x2", (2, 4, 9, 9), (5, 4, 3, 3), padding=1),
     )
     refused = (named("channels", (2, 3, 8, 8), (4, 5, 3, 3)),)
     threaded = (
@@ -65,6 +78,7 @@ class TestConv2dWinograd(OpTester):
         conv((1, 64, 31, 31), (48, 64, 3, 3), padding=1, activation="relu", algorithm="winograd"),
         conv((2, 200, 7, 7), (210, 200, 3, 3), padding=1, algorithm="winograd"),
         conv((3, 96, 13, 13), (96, 96, 5, 5), padding=2, algorithm="winograd"),
+        conv((9, 64, 6, 6), (48, 64, 3, 3), padding=1, algorithm="winograd_2x2"),
         conv((3, 3, 60, 60), (32, 3, 11, 11), stride=4, padding=1, algorithm="winograd"),
     )
     exported = named("exported", (3, 4, 9, 9), (6, 4, 3, 3), padding=1).values[0]
@@ -84,6 +98,7 @@ NAMES = ("output", "gradient of the input", "gradient of the weight", "gradient 
 
 @pytest.mark.isa
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("algorithm", ["winograd", "winograd_2x2"])
 @pytest.mark.parametrize(
     ("image", "filters", "options"),
     [
@@ -95,12 +110,14 @@ NAMES = ("output", "gradient of the input", "gradient of the weight", "gradient 
         ((3, 224, 224), (96, 11), {"padding": 1, "stride": 4}),
     ],
 )
-def test_error(image, filters, options, memory_format):
+def test_error(image, filters, options, algorithm, memory_format):
+    if algorithm == "winograd_2x2" and filters[1] > 3:
+        pytest.skip("only 3x3")
     torch.manual_seed(0)
     x = torch.randn(2, *image).to(memory_format=memory_format)
     weight = torch.randn(filters[0], image[0], filters[1], filters[1]).to(memory_format=memory_format)
     bias, grad = torch.randn(filters[0]), torch.randn_like(F.conv2d(x, weight, **options))
-    ours = gradients("winograd", x, weight, bias, grad, **options)
+    ours = gradients(algorithm, x, weight, bias, grad, **options)
     exact = gradients("aten", x.double(), weight.double(), bias.double(), grad, **options)
     for name, a, b in zip(NAMES, ours, exact):
         error = ((a - b).norm() / b.norm()).item()
@@ -144,6 +161,20 @@ def test_table_and_explain():
         assert "winograd" not in other.values()
 
 
+def test_table_of_smaller_tiles():
+    """Where they need no more products; a plane of side 7 takes 144 with the larger tiles, 256 with these."""
+    for side, batch, name in (
+        (2, 8, "winograd_2x2"),
+        (5, 8, "winograd_2x2"),
+        (6, 1, "winograd_2x2"),
+        (3, 8, "winograd"),
+        (7, 8, "winograd"),
+        (8, 8, "winograd"),
+    ):
+        names = d2lfast.explain("conv2d", (batch, 128, side, side), (128, 128, 3, 3), padding=1)
+        assert set(names.values()) == {name}, (side, names)
+
+
 def test_one_algorithm_for_each_pass():
     with d2lfast.conv2d_algorithm("direct/winograd/aten"):
         names = d2lfast.explain("conv2d", *SHAPES, padding=1)
@@ -173,6 +204,8 @@ def test_it_can_be_forbidden():
     with backend.flags(allow_winograd=False):
         assert not backend.allow_winograd
         assert "winograd" not in d2lfast.explain("conv2d", *SHAPES, padding=1).values()
+        few = d2lfast.explain("conv2d", (8, 64, 6, 6), (64, 64, 3, 3), padding=1)
+        assert "winograd_2x2" not in few.values()
         forbidden = F.conv2d(x, weight)
         with d2lfast.conv2d_algorithm("winograd"):
             assert d2lfast.explain("conv2d", *SHAPES, padding=1)["forward"] == "winograd"

@@ -19,6 +19,8 @@ const Conv2dPasses* passes_of(Conv2dAlgorithm algorithm) {
   static constexpr Conv2dPasses kDirect{direct_forward, direct_grad_input, direct_grad_weight};
   static constexpr Conv2dPasses kBatch{batch_forward, batch_grad_input, batch_grad_weight};
   static constexpr Conv2dPasses kWinograd{winograd_forward, winograd_grad_input, winograd_grad_weight};
+  static constexpr Conv2dPasses kWinograd2x2{winograd_2x2_forward, winograd_2x2_grad_input,
+                                             winograd_2x2_grad_weight};
   static constexpr Conv2dPasses kGemm{gemm_forward, gemm_grad_input, gemm_grad_weight};
   static constexpr Conv2dPasses kChannels{channels_forward, channels_grad_input, channels_grad_weight,
                                           channels_backward};
@@ -29,6 +31,8 @@ const Conv2dPasses* passes_of(Conv2dAlgorithm algorithm) {
       return &kBatch;
     case Conv2dAlgorithm::kWinograd:
       return &kWinograd;
+    case Conv2dAlgorithm::kWinograd2x2:
+      return &kWinograd2x2;
     case Conv2dAlgorithm::kGemm:
       return &kGemm;
     case Conv2dAlgorithm::kChannels:

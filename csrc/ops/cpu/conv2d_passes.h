@@ -54,6 +54,11 @@ bool winograd_forward(const Conv2dForward& pass);
 bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
 bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
 
+// Tiles of 2x2 results, for 3x3 kernels of stride 1.
+bool winograd_2x2_forward(const Conv2dForward& pass);
+bool winograd_2x2_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);
+bool winograd_2x2_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias);
+
 // 1x1 kernels without padding on contiguous images.
 bool gemm_forward(const Conv2dForward& pass);
 bool gemm_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input);

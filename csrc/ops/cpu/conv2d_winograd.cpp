@@ -15,13 +15,16 @@
 namespace d2lfast::cpu {
 namespace baseline {
 extern const WinogradKernels conv2d_winograd_kernels;
-}
+extern const WinogradKernels conv2d_winograd_2x2_kernels;
+}  // namespace baseline
 namespace avx2 {
 extern const WinogradKernels conv2d_winograd_kernels;
-}
+extern const WinogradKernels conv2d_winograd_2x2_kernels;
+}  // namespace avx2
 namespace avx512 {
 extern const WinogradKernels conv2d_winograd_kernels;
-}
+extern const WinogradKernels conv2d_winograd_2x2_kernels;
+}  // namespace avx512
 }  // namespace d2lfast::cpu
 
 namespace d2lfast::ops {
@@ -37,10 +40,15 @@ const WinogradKernels& kernels() {
                            cpu::avx512::conv2d_winograd_kernels);
 }
 
+const WinogradKernels& kernels_2x2() {
+  return cpu::select_table(cpu::baseline::conv2d_winograd_2x2_kernels, cpu::avx2::conv2d_winograd_2x2_kernels,
+                           cpu::avx512::conv2d_winograd_2x2_kernels);
+}
+
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-WinogradStrips strips_of(int64_t height, int64_t width) {
-  WinogradStrips s{divide_up(height, 4), divide_up(width, 4), 0, 0};
+WinogradStrips strips_of(const WinogradKernels& table, int64_t height, int64_t width) {
+  WinogradStrips s{divide_up(height, table.tile), divide_up(width, table.tile), 0, 0};
   s.chunks = divide_up(s.tile_cols, kLongestStrip);
   s.chunk = divide_up(s.tile_cols, s.chunks);
   return s;
@@ -48,11 +56,13 @@ WinogradStrips strips_of(int64_t height, int64_t width) {
 
 int64_t count_strips(const WinogradStrips& s, int64_t batch) { return batch * s.tile_rows * s.chunks; }
 
-// An odd number of vectors between the 36 planes: at a power of two they would share cache sets.
+// An odd number of vectors between the planes: at a power of two they would share cache sets.
 WinogradTiles tiles_at(float* data, int64_t blocks, int64_t tiles, int64_t lanes) {
   return {data, tiles, (blocks * tiles | 1) * lanes};
 }
-int64_t tiles_size(int64_t blocks, int64_t tiles, int64_t lanes) { return 36 * (blocks * tiles | 1) * lanes; }
+int64_t tiles_size(const WinogradKernels& table, int64_t blocks, int64_t tiles) {
+  return table.planes * (blocks * tiles | 1) * table.lanes;
+}
 
 // Contiguous or channels_last, whichever `tensor` is already.
 at::Tensor dense(const at::Tensor& tensor) {
@@ -80,6 +90,7 @@ struct Images {
 };
 
 struct Filter {
+  const WinogradKernels& table;
   const WinogradSource& source;
   const WinogradWeight& weight;
   const WinogradResult& result;
@@ -87,13 +98,13 @@ struct Filter {
   int64_t lanes, source_blocks, result_blocks;
   int64_t packed_block, staging;  // floats
 
-  int64_t products(int64_t tiles) const { return 36 * (tiles * 2 * lanes + 16); }
+  int64_t products(int64_t tiles) const { return table.planes * (tiles * 2 * lanes + 16); }
 };
 
 // Small filters: every thread takes its tiles from the source to the results, in its second-level cache.
 bool filter_tiles(const Filter& f) {
   constexpr int64_t kTileBytes = 400 << 10;
-  const WinogradKernels& table = kernels();
+  const WinogradKernels& table = f.table;
   const int64_t chunk = f.source.strips.chunk;
   const int64_t strips = count_strips(f.source.strips, f.source.images.batch);
   const at::Tensor packed = empty({f.result_blocks * f.packed_block}, at::kFloat);
@@ -106,12 +117,12 @@ bool filter_tiles(const Filter& f) {
   });
 
   const int64_t most_tiles =
-      std::clamp<int64_t>(kTileBytes / (36 * kFloat * f.source_blocks * f.lanes), 12, 48);
+      std::clamp<int64_t>(kTileBytes / (table.planes * kFloat * f.source_blocks * f.lanes), 12, 48);
   const int64_t threads = at::get_num_threads();
   int64_t items = divide_up(strips * chunk, most_tiles);
   items = std::min(strips, divide_up(items, threads) * threads);
   const int64_t tiles = divide_up(strips, items) * chunk;
-  const int64_t tile_floats = tiles_size(f.source_blocks, tiles, f.lanes);
+  const int64_t tile_floats = tiles_size(table, f.source_blocks, tiles);
   std::atomic<bool> finite = true;
   at::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
     float* memory =
@@ -136,14 +147,14 @@ bool filter_tiles(const Filter& f) {
 // stays in the third-level cache; the transformed filters, four times the weight, never leave the second.
 bool filter_channels(const Filter& f) {
   constexpr int64_t kSetBytes = 12 << 20, kMostTiles = 48;
-  const WinogradKernels& table = kernels();
+  const WinogradKernels& table = f.table;
   const int64_t chunk = f.source.strips.chunk;
   const int64_t strips = count_strips(f.source.strips, f.source.images.batch);
   const int64_t most_strips =
-      std::max<int64_t>(1, kSetBytes / (36 * kFloat * f.source_blocks * f.lanes) / chunk);
+      std::max<int64_t>(1, kSetBytes / (table.planes * kFloat * f.source_blocks * f.lanes) / chunk);
   const int64_t sets = divide_up(strips, most_strips);
   const int64_t set_strips = divide_up(strips, sets), set_tiles = set_strips * chunk;
-  const at::Tensor memory = empty({tiles_size(f.source_blocks, set_tiles, f.lanes)}, at::kFloat);
+  const at::Tensor memory = empty({tiles_size(table, f.source_blocks, set_tiles)}, at::kFloat);
   const int64_t run_strips = std::max<int64_t>(1, kMostTiles / chunk);
   const int64_t product_floats = f.products(run_strips * chunk);
   // Few blocks are shared out by tiles too, or a thread would be left with a block more than the others.
@@ -185,11 +196,12 @@ bool filter_channels(const Filter& f) {
   return finite;
 }
 
-bool filter(const WinogradSource& source, const WinogradWeight& weight, const WinogradResult& result,
-            DType dtype) {
+bool filter(const WinogradKernels& table, const WinogradSource& source, const WinogradWeight& weight,
+            const WinogradResult& result, DType dtype) {
   constexpr int64_t kSmallFilterBytes = 3 << 20;
-  const int64_t lanes = kernels().lanes;
-  Filter f{source,
+  const int64_t lanes = table.lanes;
+  Filter f{table,
+           source,
            weight,
            result,
            static_cast<int>(dtype),
@@ -198,7 +210,7 @@ bool filter(const WinogradSource& source, const WinogradWeight& weight, const Wi
            divide_up(weight.result_channels, 2 * lanes),
            0,
            winograd_staging(lanes, source.strips.chunk)};
-  f.packed_block = 36 * winograd_filter_plane(lanes, f.source_blocks);
+  f.packed_block = table.planes * winograd_filter_plane(lanes, f.source_blocks);
   const bool small = f.result_blocks * f.packed_block * kFloat <= kSmallFilterBytes;
   return small || f.result_blocks < at::get_num_threads() ? filter_tiles(f) : filter_channels(f);
 }
@@ -217,13 +229,10 @@ WinogradWeight weight_params(const at::Tensor& weight, bool transposed) {
   return w;
 }
 
-}  // namespace
-
-bool winograd_forward(const Conv2dForward& pass) {
+bool forward(const WinogradKernels& table, const Conv2dForward& pass) {
   const Conv2dShape& s = pass.shape;
-  if (!is_tile_kernel(s)) return pieces_forward(pass, kernels().pieces[static_cast<int>(s.dtype)]);
   const Images images(pass.input, nullptr, Activation::kNone);
-  const WinogradStrips strips = strips_of(s.result_height(), s.result_width());
+  const WinogradStrips strips = strips_of(table, s.result_height(), s.result_width());
   const at::Tensor weight = dense(pass.weight);
   const at::Tensor bias = pass.bias != nullptr ? pass.bias->contiguous() : at::Tensor();
   const WinogradSource source{images.params, strips, s.padding[0], s.padding[1]};
@@ -233,19 +242,16 @@ bool winograd_forward(const Conv2dForward& pass) {
                               s.result_height(),
                               s.result_width(),
                               strips,
-                              divide_up(s.channels, kernels().lanes),
+                              divide_up(s.channels, table.lanes),
                               bias.defined() ? bias.const_data_ptr() : nullptr,
                               pass.activation};
-  return filter(source, weight_params(weight, false), result, s.dtype);
+  return filter(table, source, weight_params(weight, false), result, s.dtype);
 }
 
-bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
+bool gradient_of_input(const WinogradKernels& table, const Conv2dBackward& pass, at::Tensor& grad_input) {
   const Conv2dShape& s = pass.shape;
-  if (!is_tile_kernel(s)) {
-    return pieces_grad_input(pass, grad_input, kernels().pieces[static_cast<int>(s.dtype)]);
-  }
   const Images images(pass.grad_output, pass.output, pass.activation);
-  const WinogradStrips strips = strips_of(s.height, s.width);
+  const WinogradStrips strips = strips_of(table, s.height, s.width);
   const at::Tensor weight = dense(pass.weight);
   const WinogradSource source{images.params, strips, 2 - s.padding[0], 2 - s.padding[1]};
   const WinogradResult result{grad_input.mutable_data_ptr(),
@@ -254,43 +260,42 @@ bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
                               s.height,
                               s.width,
                               strips,
-                              divide_up(s.result_channels, kernels().lanes),
+                              divide_up(s.result_channels, table.lanes),
                               nullptr,
                               Activation::kNone};
-  return filter(source, weight_params(weight, true), result, s.dtype);
+  return filter(table, source, weight_params(weight, true), result, s.dtype);
 }
 
-bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
+bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass, at::Tensor* grad_weight,
+                        at::Tensor* grad_bias) {
   // Transformed sources and gradients that are to stay in the third-level cache, and products in the second.
   constexpr int64_t kSetBytes = 16 << 20, kProductBytes = 640 << 10, kRunTiles = 32;
   const Conv2dShape& s = pass.shape;
   if (grad_weight == nullptr || s.batch == 0 || pass.weight.numel() == 0) return false;
-  const WinogradKernels& table = kernels();
   const int dtype = static_cast<int>(s.dtype);
-  if (!is_tile_kernel(s)) return pieces_grad_weight(pass, grad_weight, grad_bias, table.pieces[dtype]);
   const int64_t lanes = table.lanes;
   const Images images(pass.input, nullptr, Activation::kNone);
   const Images gradients(pass.grad_output, pass.output, pass.activation);
-  const WinogradStrips strips = strips_of(s.result_height(), s.result_width());
+  const WinogradStrips strips = strips_of(table, s.result_height(), s.result_width());
   const WinogradSource source{images.params, strips, s.padding[0], s.padding[1]};
   const WinogradSource gradient{gradients.params, strips, 0, 0};
   const int64_t source_blocks = divide_up(s.channels, lanes);
   const int64_t result_blocks = divide_up(s.result_channels, 2 * lanes), gradient_blocks = 2 * result_blocks;
 
   const int64_t all = count_strips(strips, s.batch), chunk = strips.chunk;
-  const int64_t strip_bytes = 36 * kFloat * (source_blocks + gradient_blocks) * lanes * chunk;
+  const int64_t strip_bytes = table.planes * kFloat * (source_blocks + gradient_blocks) * lanes * chunk;
   const int64_t sets = divide_up(all, std::max<int64_t>(1, kSetBytes / strip_bytes));
   const int64_t set_strips = divide_up(all, sets);
-  const at::Tensor source_memory = empty({tiles_size(source_blocks, set_strips * chunk, lanes)}, at::kFloat);
+  const at::Tensor source_memory = empty({tiles_size(table, source_blocks, set_strips * chunk)}, at::kFloat);
   const at::Tensor gradient_memory =
-      empty({tiles_size(gradient_blocks, set_strips * chunk, lanes)}, at::kFloat);
+      empty({tiles_size(table, gradient_blocks, set_strips * chunk)}, at::kFloat);
   const int64_t run_strips = std::max<int64_t>(1, kRunTiles / chunk),
                 runs = divide_up(set_strips, run_strips);
   const int64_t sum_size = gradient_blocks * lanes;
   const at::Tensor sums = grad_bias != nullptr ? zeros({runs, sum_size}, at::kFloat) : at::Tensor();
   const int64_t staging_floats = winograd_staging(lanes, chunk);
 
-  const int64_t block_floats = 36 * lanes * 2 * lanes;
+  const int64_t block_floats = table.planes * lanes * 2 * lanes;
   int64_t group = std::max<int64_t>(1, kProductBytes / (block_floats * kFloat));
   group = std::min(group, std::max<int64_t>(1, source_blocks * result_blocks / (2 * at::get_num_threads())));
   const int64_t groups = divide_up(source_blocks, group), items = groups * result_blocks;
@@ -344,6 +349,32 @@ bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, a
     *grad_bias = sums.sum(0).narrow(0, 0, s.result_channels).to(pass.weight.scalar_type());
   }
   return true;
+}
+
+}  // namespace
+
+bool winograd_forward(const Conv2dForward& pass) {
+  if (is_tile_kernel(pass.shape)) return forward(kernels(), pass);
+  return pieces_forward(pass, kernels().pieces[static_cast<int>(pass.shape.dtype)]);
+}
+
+bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
+  if (is_tile_kernel(pass.shape)) return gradient_of_input(kernels(), pass, grad_input);
+  return pieces_grad_input(pass, grad_input, kernels().pieces[static_cast<int>(pass.shape.dtype)]);
+}
+
+bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
+  if (is_tile_kernel(pass.shape)) return gradient_of_weight(kernels(), pass, grad_weight, grad_bias);
+  return pieces_grad_weight(pass, grad_weight, grad_bias,
+                            kernels().pieces[static_cast<int>(pass.shape.dtype)]);
+}
+
+bool winograd_2x2_forward(const Conv2dForward& pass) { return forward(kernels_2x2(), pass); }
+bool winograd_2x2_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
+  return gradient_of_input(kernels_2x2(), pass, grad_input);
+}
+bool winograd_2x2_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
+  return gradient_of_weight(kernels_2x2(), pass, grad_weight, grad_bias);
 }
 
 }  // namespace d2lfast::ops

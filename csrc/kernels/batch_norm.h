@@ -19,6 +19,7 @@ struct BatchNormParams {
   int64_t channel_step;
   Activation activation;
   bool stream;  // write past the caches; every row of the results then begins at a cache line
+  bool writes;  // gradient_sums also does what gradient does, whose slope and offset are then null
   const void* input;
   const void* residual;   // or null
   const void* gradient;   // of the output
@@ -43,7 +44,7 @@ struct BatchNormKernels {
   Kernel plane_moments[kNumDTypes], column_moments[kNumDTypes];
   // result = activation(d * scale + shift + residual)
   Kernel plane_normalize[kNumDTypes], column_normalize[kNumDTypes];
-  // Sums of g, the gradient before the activation, and of g * d.
+  // Sums of g, the gradient before the activation, and of g * d; results too if `writes`.
   Kernel plane_gradient_sums[kNumDTypes], column_gradient_sums[kNumDTypes];
   // result = (g + offset + d * slope) * scale; grad_residual = g
   Kernel plane_gradient[kNumDTypes], column_gradient[kNumDTypes];

@@ -12,62 +12,40 @@ namespace d2lfast::ops {
 namespace {
 
 // The sweeps of a gradient: the sums over each channel, if wanted, then the elementwise one, if wanted.
-// `finish` sets a channel's slope and offset once its sums are known.
+// Without terms of the batch one sweep does both. `finish` sets a channel's slope and offset once its sums
+// are known.
 template <typename Finish>
 void sweep(BatchNormRunner& run, bool training, bool sums_wanted, bool sweeps, ChannelValues& first,
            ChannelValues& second, const Finish& finish) {
-  constexpr int64_t kBlockElements = 16384;
   const auto& g = run.geometry;
   const auto& table = run.table;
   if (!sums_wanted) {
     if (sweeps) run.elementwise(table.plane_gradient, table.column_gradient);
     return;
   }
+  run.base.writes = !training && sweeps;
+  const bool again = training && sweeps;
   if (g.columns) {
-    // Without terms of the batch one sweep does both.
-    const bool joined = !training && sweeps;
-    run.column_sums(table.column_gradient_sums, first, second, joined ? table.column_gradient : nullptr);
-    if (training && sweeps) {
-      for (int64_t c = 0; c < g.channels; ++c) finish(c);
-      run.elementwise(table.plane_gradient, table.column_gradient);
-    }
-    return;
+    run.column_sums(table.column_gradient_sums, first, second);
+    if (!again) return;
+    for (int64_t c = 0; c < g.channels; ++c) finish(c);
+    return run.elementwise(table.plane_gradient, table.column_gradient);
   }
   const int64_t together = run.channels_together();
-  if (together > 1) {
-    at::parallel_for(0, g.channels, run.grain_of(g.count()), [&](int64_t from, int64_t to) {
-      for (int64_t begin = from; begin < to; begin += together) {
-        const int64_t end = std::min(to, begin + together);
-        for (int64_t c = begin; c < end; ++c) {
-          double sums[2];
-          BatchNormParams p = run.planes(c);
-          p.sums = sums;
-          run.run(table.plane_gradient_sums, p);
-          first[c] = sums[0];
-          second[c] = sums[1];
-          if (training) finish(c);
-        }
-        if (sweeps) run.channels_elementwise(table.plane_gradient, begin, end - begin);
-      }
-    });
-    return;
-  }
-  const int64_t block =
-      training ? g.batch : std::min(g.batch, std::max<int64_t>(1, kBlockElements / g.pixels));
   at::parallel_for(0, g.channels, run.grain_of(g.count()), [&](int64_t from, int64_t to) {
-    for (int64_t c = from; c < to; ++c) {
-      for (int64_t image = 0; image < g.batch; image += block) {
-        const int64_t end = std::min(g.batch, image + block);
+    for (int64_t begin = from; begin < to; begin += together) {
+      const int64_t end = std::min(to, begin + together);
+      for (int64_t c = begin; c < end; ++c) {
         double sums[2];
-        BatchNormParams p = run.planes(c, image, end);
+        BatchNormParams p = run.planes(c);
         p.sums = sums;
         run.run(table.plane_gradient_sums, p);
-        first[c] += sums[0];
-        second[c] += sums[1];
-        if (training) finish(c);
-        // The planes read last are still in the cache.
-        if (sweeps) run.run(table.plane_gradient, run.planes(c, image, end, true));
+        first[c] = sums[0];
+        second[c] = sums[1];
+        if (again) finish(c);
       }
+      // The planes read last are still in the cache.
+      if (again) run.channels_elementwise(table.plane_gradient, begin, end - begin);
     }
   });
 }

@@ -85,9 +85,8 @@ BatchNormParams BatchNormRunner::part(int64_t elements, int64_t mask_row, int64_
   return p;
 }
 
-BatchNormParams BatchNormRunner::planes(int64_t channel, int64_t begin, int64_t end, bool reversed) const {
-  const int64_t plane = begin * geometry.channels + channel;
-  return part(plane * geometry.pixels, plane, end - begin, geometry.pixels, channel, reversed);
+BatchNormParams BatchNormRunner::planes(int64_t channel, bool reversed) const {
+  return part(channel * geometry.pixels, channel, geometry.batch, geometry.pixels, channel, reversed);
 }
 
 BatchNormParams BatchNormRunner::image_planes(int64_t plane, int64_t count) const {
@@ -148,8 +147,8 @@ void BatchNormRunner::chunk_sums(const BatchNormKernel* kernel, int64_t begin, i
   }
 }
 
-void BatchNormRunner::column_sums(const BatchNormKernel* kernel, ChannelValues& first, ChannelValues& second,
-                                  const BatchNormKernel* then) const {
+void BatchNormRunner::column_sums(const BatchNormKernel* kernel, ChannelValues& first,
+                                  ChannelValues& second) const {
   const auto& g = geometry;
   const auto partial = std::make_unique_for_overwrite<double[]>(g.chunks * 2 * g.width);
   double* sums = partial.get();
@@ -157,7 +156,6 @@ void BatchNormRunner::column_sums(const BatchNormKernel* kernel, ChannelValues& 
     for (int64_t i = from; i < to; ++i) {
       const int64_t begin = i * g.chunk_rows, end = std::min(g.all_rows(), begin + g.chunk_rows);
       chunk_sums(kernel, begin, end, sums + i * 2 * g.width);
-      if (then != nullptr) run_rows(then, begin, end);
     }
   });
   // Added in the order of the chunks, whoever computed them.

@@ -16,11 +16,8 @@ class BatchNormRunner {
   // Decides whether results of the input's size, at the given addresses, are written past the caches.
   void choose_stream();
 
-  // One channel's planes in images [begin, end); backwards where `reversed`.
-  BatchNormParams planes(int64_t channel, int64_t begin, int64_t end, bool reversed = false) const;
-  BatchNormParams planes(int64_t channel, bool reversed = false) const {
-    return planes(channel, 0, geometry.batch, reversed);
-  }
+  // One channel's planes; the last image's first where `reversed`.
+  BatchNormParams planes(int64_t channel, bool reversed = false) const;
   // `count` planes of an image, one after the other: neighbouring channels.
   BatchNormParams image_planes(int64_t plane, int64_t count) const;
   void run(const BatchNormKernel* kernel, const BatchNormParams& p) const { kernel[dtype_](p); }
@@ -30,10 +27,8 @@ class BatchNormRunner {
   void center_plane(int64_t channel);
   void center_columns();
 
-  // Both sums of every channel of a matrix, added in a fixed order. `then`, if not null, runs on each chunk
-  // while it is in the cache.
-  void column_sums(const BatchNormKernel* kernel, ChannelValues& first, ChannelValues& second,
-                   const BatchNormKernel* then = nullptr) const;
+  // Both sums of every channel of a matrix, added in a fixed order.
+  void column_sums(const BatchNormKernel* kernel, ChannelValues& first, ChannelValues& second) const;
 
   // An elementwise kernel over everything. A matrix is taken from each thread's last row to its first: what
   // the sweep before it left in the caches comes first.

@@ -21,6 +21,11 @@ struct PanelGrid {
   constexpr int64_t begin(int64_t panel) const { return panel * vectors / count; }
 };
 
+// Whether the rows of a matrix are packed as they are: one panel of whole vectors.
+constexpr bool is_packed(int64_t columns, int64_t row, int64_t lanes) {
+  return row == columns && columns % lanes == 0 && columns <= kPanelVectors * lanes;
+}
+
 // Packing of a matrix [K,N] as in PanelGrid, as rows [first, first + inner) of panels of `total` rows.
 struct PackRows {
   int64_t inner, columns, first, total;

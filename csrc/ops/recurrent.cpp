@@ -12,6 +12,7 @@
 
 #include "activation.h"
 #include "autocast.h"
+#include "gradient_guard.h"
 
 // Schemas, autograd and autocast of the recurrent cells.
 
@@ -72,6 +73,7 @@ Grads call_rnn_backward(const Tensor& grad, const Tensor& input, const Tensor& h
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_rnn_cell_backward", "")
                              .typed<decltype(call_rnn_backward)>();
+  const GradientGuard guard;
   return op.call(grad, input, hx, w_ih, w_hh, output, nonlinearity, mask);
 }
 
@@ -80,6 +82,7 @@ Grads call_gru_backward(const Tensor& grad, const Tensor& input, const Tensor& h
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_gru_cell_backward", "")
                              .typed<decltype(call_gru_backward)>();
+  const GradientGuard guard;
   return op.call(grad, input, hx, w_ih, w_hh, gates, candidate, mask);
 }
 
@@ -89,6 +92,7 @@ LSTMGrads call_lstm_backward(const Optional& grad_h, const Optional& grad_c, con
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::_lstm_cell_backward", "")
                              .typed<decltype(call_lstm_backward)>();
+  const GradientGuard guard;
   return op.call(grad_h, grad_c, input, hx, cx, w_ih, w_hh, gates, cell, mask);
 }
 

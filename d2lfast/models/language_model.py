@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import d2lfast.nn
+from d2lfast.nn import functional
 
 
 class LanguageModel(nn.Module):
@@ -76,6 +77,13 @@ class RNNLMScratch(LanguageModel):
         return (outputs @ self.W_hq + self.b_q).swapaxes(0, 1)
 
 
+class _Output(nn.Linear):
+    """A linear layer that d2lfast computes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight, self.bias)
+
+
 class RNNLM(LanguageModel):
     """A language model with a linear layer as output.
 
@@ -88,7 +96,8 @@ class RNNLM(LanguageModel):
     def __init__(self, rnn: nn.Module, vocab_size: int, *, layers: Any = d2lfast.nn) -> None:
         super().__init__(rnn, vocab_size)
         made: Any = rnn
-        self.linear = layers.Linear(made.num_hiddens, vocab_size)
+        kind = _Output if layers is d2lfast.nn else layers.Linear
+        self.linear = kind(made.num_hiddens, vocab_size)
 
     def rnn_inputs(self, tokens: Tensor) -> Tensor:
         """Return the tokens [T, N] as they are: d2lfast's layers look their rows up."""

@@ -36,6 +36,7 @@ FUNCTIONS = (
     "adaptive_max_pool2d",
     "batch_norm",
     "cross_entropy",
+    "linear",
 )
 
 
@@ -60,7 +61,7 @@ def test_other_names_are_those_of_torch():
         "Conv1d",
     ):
         assert getattr(d2lfast.nn, name) is getattr(torch.nn, name)
-    for name in ("relu", "linear", "nll_loss", "conv1d", "pad"):
+    for name in ("relu", "bilinear", "nll_loss", "conv1d", "pad"):
         assert getattr(d2lfast.nn.functional, name) is getattr(torch.nn.functional, name)
 
 

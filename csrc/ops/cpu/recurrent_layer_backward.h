@@ -74,8 +74,8 @@ class RecurrentBackward {
   }
 
   void run() {
-    total_ = zeros({l_.directions, sums_.size + table_size()}, l_.options());
     if (l_.rows == 0) {
+      total_ = zeros({l_.directions, sums_.size}, l_.options());
       if (want_input_) grad_input.zero_();
       return;
     }
@@ -90,39 +90,39 @@ class RecurrentBackward {
   // Gradients of w_ih, w_hh, b_ih, b_hh, w_hr of direction d, as far as the layer has them.
   void weight_gradients(int64_t d, std::vector<at::Tensor>& to, at::ScalarType type) const {
     const int64_t gates = l_.gates(), hidden = l_.hidden;
-    const at::Tensor sums = total_.select(0, d);
-    at::Tensor w_ih = sums.narrow(0, sums_.w_ih, gates * l_.inputs).view({gates, l_.inputs});
+    const int64_t size = sums_.size + table_size();
+    const char* sums = offset(total_, d * size);
+    at::Tensor w_ih = copy_of(sums + sums_.w_ih * bytes(), {gates, l_.inputs});
     if (table_size() > 0) {
       const at::Tensor table =
-          sums.narrow(0, sums_.table, table_size()).view({l_.inputs, l_.gradients()}).t();
-      w_ih = w_ih.clone();
+          total_.select(0, d).narrow(0, sums_.table, table_size()).view({l_.inputs, l_.gradients()}).t();
       for (const WeightPart& part : parts_ih_) {
         w_ih.narrow(0, part.to, part.count).add_(table.narrow(0, part.from, part.count));
       }
     }
-    to.push_back(own(w_ih, type));
-    to.push_back(own(sums.narrow(0, sums_.w_hh, gates * l_.state).view({gates, l_.state}), type));
+    to.push_back(w_ih.to(type));
+    to.push_back(copy_of(sums + sums_.w_hh * bytes(), {gates, l_.state}).to(type));
     if (l_.weights[static_cast<size_t>(d)].b_ih.defined()) {
-      const at::Tensor bias = sums.narrow(0, sums_.bias, l_.gradients());
       for (const auto* parts : {&parts_ih_, &parts_hh_}) {
-        at::Tensor grad = empty({gates}, l_.options());
+        const at::Tensor grad = empty({gates}, l_.options());
         for (const WeightPart& part : *parts) {
-          grad.narrow(0, part.to, part.count).copy_(bias.narrow(0, part.from, part.count));
+          std::memcpy(offset(grad, part.to), sums + (sums_.bias + part.from) * bytes(),
+                      static_cast<size_t>(part.count * bytes()));
         }
         to.push_back(grad.to(type));
       }
     }
-    if (l_.projected) {
-      to.push_back(own(sums.narrow(0, sums_.w_hr, l_.state * hidden).view({l_.state, hidden}), type));
-    }
+    if (l_.projected) to.push_back(copy_of(sums + sums_.w_hr * bytes(), {l_.state, hidden}).to(type));
   }
 
   at::Tensor grad_input, grad_hx, grad_cx;
 
  private:
   // A gradient is a tensor of its own: a view would keep the others alive, and share their version.
-  static at::Tensor own(const at::Tensor& part, at::ScalarType type) {
-    return part.scalar_type() == type ? part.clone() : part.to(type);
+  at::Tensor copy_of(const char* from, at::IntArrayRef shape) const {
+    const at::Tensor copy = empty(shape, l_.options());
+    std::memcpy(offset(copy, 0), from, static_cast<size_t>(copy.numel() * bytes()));
+    return copy;
   }
   char* offset(const at::Tensor& tensor, int64_t elements) const {
     return static_cast<char*>(const_cast<void*>(tensor.const_data_ptr())) + elements * bytes();
@@ -283,6 +283,15 @@ class RecurrentBackward {
     }
   }
 
+  // The state before step t, rows [begin, end), where it lies as panels have it, or null.
+  const char* whole_state(const BackwardDirection& d, int64_t t, int64_t begin, int64_t end) const {
+    const int64_t carried = before(l_, d.reversed, t).carried;
+    if (carried < end && carried > begin) return nullptr;
+    const int64_t row = carried >= end ? d.y.row : l_.state;
+    const char* rows = carried >= end ? d.y.at(before(l_, d.reversed, t).from) : d.h_0;
+    return is_packed(l_.state, row, l_.lanes) ? rows + begin * row * bytes() : nullptr;
+  }
+
   // weight gradient[parts] += gradients^T panels, over `inner` rows.
   void add_weight(const char* grad_gates, int64_t inner, const void* panels, int64_t columns,
                   const std::vector<WeightPart>& parts, char* to) const {
@@ -328,10 +337,25 @@ class RecurrentBackward {
         }
       }
     });
+    if (blocks == 1) {
+      total_ = sums.view({l_.directions, size});
+      return;
+    }
     total_ = zeros({l_.directions, size}, l_.options());
     for (int64_t d = 0; want_weights_ && d < l_.directions; ++d) {
       panel_product_kernels().add_rows[l_.type](offset(sums, d * blocks * size), size, blocks, size,
                                                 offset(total_, d * size));
+    }
+  }
+
+  // Asks for rows of the next step, whose place the processor does not guess.
+  void fetch(const Rows& rows, int64_t t, int64_t begin, int64_t end) const {
+    if (rows.data == nullptr) return;
+    constexpr int64_t kLine = 64;
+    const int64_t width = l_.state * bytes();
+    const char* from = rows.at(t) + begin * rows.row * bytes();
+    for (int64_t row = begin; row < end; ++row, from += rows.row * bytes()) {
+      for (int64_t at = 0; at < width; at += kLine) __builtin_prefetch(from + at);
     }
   }
 
@@ -352,6 +376,7 @@ class RecurrentBackward {
       const int64_t t = d.reversed ? l_.steps - 1 - s : s;
       const int64_t stop = std::min(end, l_.counts[static_cast<size_t>(t)]), count = stop - begin;
       if (count <= 0) continue;
+      fetch(d.grad_y, s > 0 ? (d.reversed ? t + 1 : t - 1) : t, begin, stop);
       RecurrentStepBackward p = step_of(d, t);
       p.grad_gates = const_cast<char*>(shifted);
       p.grad_gates_row = width;
@@ -371,8 +396,12 @@ class RecurrentBackward {
         all_panels(product, begin, stop);
       }
       if (sums == nullptr) continue;
-      pack_state(d, t, begin, stop, 0, count, state_panels, 0, l_.panels(l_.state));
-      add_weight(gradients, count, state_panels, l_.state, parts_hh_, sums + sums_.w_hh * bytes());
+      const char* state = whole_state(d, t, begin, stop);
+      if (state == nullptr) {
+        pack_state(d, t, begin, stop, 0, count, state_panels, 0, l_.panels(l_.state));
+        state = state_panels;
+      }
+      add_weight(gradients, count, state, l_.state, parts_hh_, sums + sums_.w_hh * bytes());
       panel_product_kernels().add_rows[l_.type](gradients, width, count, width, sums + sums_.bias * bytes());
       add_input_weight(t, begin, count, gradients, ones, input_panels, sums);
     }

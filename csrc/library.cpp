@@ -13,6 +13,7 @@
 #include "ops/conv2d_algorithm.h"
 #include "ops/conv2d_tuning.h"
 #include "ops/cpu/recurrent_layer.h"
+#include "ops/filter_cache.h"
 
 // Each csrc/ops/<op>.cpp adds its schemas to this library with TORCH_LIBRARY_FRAGMENT:
 // conv2d, pool2d, adaptive_pool2d, batch_norm, recurrent.
@@ -60,6 +61,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("recurrent_schedule", d2lfast::ops::recurrent_schedule);
   m.def("winograd_allowed", d2lfast::ops::winograd_allowed);
   m.def("allow_winograd", d2lfast::ops::allow_winograd);
+  m.def("filters_are_kept", d2lfast::ops::filters_are_kept);
+  m.def("keep_filters_of_inference", d2lfast::ops::keep_filters_of_inference);
   m.def("tuning_enabled", d2lfast::ops::tuning_enabled);
   m.def("enable_tuning", d2lfast::ops::enable_tuning);
   m.def("add_tuning", d2lfast::ops::add_tuning);

@@ -33,6 +33,25 @@ class _Conv2d:
         _extension.load().allow_winograd(bool(allowed))
 
     @property
+    def cache_filters(self) -> bool:
+        """Whether inference keeps the filters that Winograd's algorithm transforms; False at first.
+
+        Layers of few images then skip the transform, from the second call of each weight on. Up to 512 MiB
+        are kept, four times the size of a 3x3 weight for each; False frees them. They are made anew when the
+        weight was written to, as its version counter tells, or has another storage, and are freed by the next
+        convolution when the weight is gone. The counter does not see writes through `weight.data`,
+        `weight.numpy()` or from C: set this only where weights are not written in these ways, or set it to
+        False and True again behind such a write. Only calls under `torch.no_grad` or `torch.inference_mode`
+        keep anything, and not of weights that were made under `torch.inference_mode`.
+        """
+        kept: bool = _extension.load().filters_are_kept()
+        return kept
+
+    @cache_filters.setter
+    def cache_filters(self, keep: bool) -> None:
+        _extension.load().keep_filters_of_inference(bool(keep))
+
+    @property
     def autotune(self) -> bool:
         """Whether convolutions on the CPU measure their algorithms instead of asking the table.
 
@@ -50,17 +69,24 @@ class _Conv2d:
         _tuning.enable(bool(enabled))
 
     @contextmanager
-    def flags(self, allow_winograd: bool | None = None, autotune: bool | None = None) -> Iterator[None]:
+    def flags(
+        self,
+        allow_winograd: bool | None = None,
+        autotune: bool | None = None,
+        cache_filters: bool | None = None,
+    ) -> Iterator[None]:
         """Set switches inside a `with` block; None leaves one as it is."""
-        before = self.allow_winograd, self.autotune
+        before = self.allow_winograd, self.autotune, self.cache_filters
         try:
             if allow_winograd is not None:
                 self.allow_winograd = allow_winograd
             if autotune is not None:
                 self.autotune = autotune
+            if cache_filters is not None:
+                self.cache_filters = cache_filters
             yield
         finally:
-            self.allow_winograd, self.autotune = before
+            self.allow_winograd, self.autotune, self.cache_filters = before
 
 
 conv2d = _Conv2d()

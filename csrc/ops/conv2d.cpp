@@ -9,6 +9,7 @@
 #include "activation.h"
 #include "autocast.h"
 #include "dtype.h"
+#include "filter_cache.h"
 #include "gradient_guard.h"
 #include "layout.h"
 
@@ -170,6 +171,7 @@ at::Tensor conv2d_autograd(const at::Tensor& input, const at::Tensor& weight,
       at::GradMode::is_enabled() &&
       (input.requires_grad() || weight.requires_grad() || (has_bias && bias->requires_grad()));
   if (!differentiable) {
+    const InferenceGuard inference(!at::GradMode::is_enabled());
     at::AutoDispatchBelowADInplaceOrView guard;
     return conv2d_dispatch(input, weight, bias, stride, padding, dilation, groups, activation, algorithm);
   }

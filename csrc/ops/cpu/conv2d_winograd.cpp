@@ -7,6 +7,7 @@
 #include "../../kernels/cpu/isa.h"
 #include "../allocate.h"
 #include "../dtype.h"
+#include "../filter_cache.h"
 #include "../layout.h"
 #include "conv2d_passes.h"
 #include "conv2d_winograd_pieces.h"
@@ -97,9 +98,22 @@ struct Filter {
   int dtype;
   int64_t lanes, source_blocks, result_blocks;
   int64_t packed_block, staging;  // floats
+  const float* kept;              // the packed filters of all blocks, or null
 
   int64_t products(int64_t tiles) const { return table.planes * (tiles * 2 * lanes + 16); }
 };
+
+at::Tensor transformed(const Filter& f) {
+  const at::Tensor packed = empty({f.result_blocks * f.packed_block}, at::kFloat);
+  float* filters = packed.mutable_data_ptr<float>();
+  at::parallel_for(0, f.result_blocks, 1, [&](int64_t begin, int64_t end) {
+    float* staging = static_cast<float*>(thread_scratch(f.staging * kFloat));
+    for (int64_t b = begin; b < end; ++b) {
+      f.table.weight[f.dtype](f.weight, b, filters + b * f.packed_block, staging);
+    }
+  });
+  return packed;
+}
 
 // Small filters: every thread takes its tiles from the source to the results, in its second-level cache.
 bool filter_tiles(const Filter& f) {
@@ -107,14 +121,8 @@ bool filter_tiles(const Filter& f) {
   const WinogradKernels& table = f.table;
   const int64_t chunk = f.source.strips.chunk;
   const int64_t strips = count_strips(f.source.strips, f.source.images.batch);
-  const at::Tensor packed = empty({f.result_blocks * f.packed_block}, at::kFloat);
-  float* filters = packed.mutable_data_ptr<float>();
-  at::parallel_for(0, f.result_blocks, 1, [&](int64_t begin, int64_t end) {
-    float* staging = static_cast<float*>(thread_scratch(f.staging * kFloat));
-    for (int64_t b = begin; b < end; ++b) {
-      table.weight[f.dtype](f.weight, b, filters + b * f.packed_block, staging);
-    }
-  });
+  const at::Tensor packed = f.kept == nullptr ? transformed(f) : at::Tensor();
+  const float* filters = f.kept == nullptr ? packed.const_data_ptr<float>() : f.kept;
 
   const int64_t most_tiles =
       std::clamp<int64_t>(kTileBytes / (table.planes * kFloat * f.source_blocks * f.lanes), 12, 48);
@@ -182,10 +190,13 @@ bool filter_channels(const Filter& f) {
       float *products = packed + f.packed_block, *staging = products + product_floats;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / parts, part = i % parts;
-        if (i == begin || part == 0) table.weight[f.dtype](f.weight, b, packed, staging);
+        const float* filters = f.kept == nullptr ? packed : f.kept + b * f.packed_block;
+        if (f.kept == nullptr && (i == begin || part == 0)) {
+          table.weight[f.dtype](f.weight, b, packed, staging);
+        }
         for (int64_t run = runs * part / parts; run < runs * (part + 1) / parts; ++run) {
           const int64_t from = run * run_strips, to = std::min(from + run_strips, count);
-          if (!table.result[f.dtype](f.result, first + from, first + to, b, tiles, from * chunk, packed,
+          if (!table.result[f.dtype](f.result, first + from, first + to, b, tiles, from * chunk, filters,
                                      products, staging)) {
             finite = false;
           }
@@ -196,8 +207,9 @@ bool filter_channels(const Filter& f) {
   return finite;
 }
 
+// `keepable`: null, or the weight of a forward pass, whose transformed filters inference may keep.
 bool filter(const WinogradKernels& table, const WinogradSource& source, const WinogradWeight& weight,
-            const WinogradResult& result, DType dtype) {
+            const WinogradResult& result, DType dtype, const at::Tensor* keepable) {
   constexpr int64_t kSmallFilterBytes = 3 << 20;
   const int64_t lanes = table.lanes;
   Filter f{table,
@@ -209,8 +221,18 @@ bool filter(const WinogradKernels& table, const WinogradSource& source, const Wi
            divide_up(weight.source_channels, lanes),
            divide_up(weight.result_channels, 2 * lanes),
            0,
-           winograd_staging(lanes, source.strips.chunk)};
+           winograd_staging(lanes, source.strips.chunk),
+           nullptr};
   f.packed_block = table.planes * winograd_filter_plane(lanes, f.source_blocks);
+  at::Tensor kept;
+  if (keepable != nullptr && keeps_filters(*keepable)) {
+    kept = kept_filters(*keepable, &table, f.result_blocks * f.packed_block);
+    if (!kept.defined()) {
+      kept = transformed(f);
+      keep_filters(*keepable, &table, kept);
+    }
+    f.kept = kept.const_data_ptr<float>();
+  }
   const bool small = f.result_blocks * f.packed_block * kFloat <= kSmallFilterBytes;
   return small || f.result_blocks < at::get_num_threads() ? filter_tiles(f) : filter_channels(f);
 }
@@ -245,7 +267,7 @@ bool forward(const WinogradKernels& table, const Conv2dForward& pass) {
                               divide_up(s.channels, table.lanes),
                               bias.defined() ? bias.const_data_ptr() : nullptr,
                               pass.activation};
-  return filter(table, source, weight_params(weight, false), result, s.dtype);
+  return filter(table, source, weight_params(weight, false), result, s.dtype, &pass.weight);
 }
 
 bool gradient_of_input(const WinogradKernels& table, const Conv2dBackward& pass, at::Tensor& grad_input) {
@@ -263,7 +285,7 @@ bool gradient_of_input(const WinogradKernels& table, const Conv2dBackward& pass,
                               divide_up(s.result_channels, table.lanes),
                               nullptr,
                               Activation::kNone};
-  return filter(table, source, weight_params(weight, true), result, s.dtype);
+  return filter(table, source, weight_params(weight, true), result, s.dtype, nullptr);
 }
 
 bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass, at::Tensor* grad_weight,

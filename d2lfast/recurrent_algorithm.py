@@ -26,6 +26,12 @@ def torch_is_faster(
     return work >= 16_000_000
 
 
+def cuda_algorithm(mode: str, batch: int, hidden: int, dtype: torch.dtype, training: bool) -> str:
+    """Name the algorithm of a layer without projection on the current GPU (an H200 where there is none)."""
+    chosen = getattr(torch.ops.d2lfast, "_cuda_recurrent_layer_algorithm", None)
+    return "aten" if chosen is None else chosen(mode, batch, hidden, dtype, training)
+
+
 def recurrent_algorithm(
     mode: str,
     batch: int,
@@ -49,11 +55,12 @@ def recurrent_algorithm(
     Returns:
         "fused" (each thread takes blocks of rows through all of time, everything within the step), "rows"
         (the products with the input first, then threads split the batch), "units" (threads split the units
-        of every step), "persistent" (CUDA: one launch a direction) or "aten" (torch's own layer).
+        of every step), "persistent" (CUDA: one launch a direction, whose blocks keep the recurrent weight),
+        "persistent_grid" (CUDA: likewise, where the blocks share the weight out and meet after each step) or
+        "aten" (torch's own layer).
     """
     if device == "cuda":
-        fits = getattr(torch.ops.d2lfast, "_cuda_recurrent_layer_fits", None)
-        return "persistent" if fits is not None and not projection and fits(mode, hidden, dtype) else "aten"
+        return "aten" if projection else cuda_algorithm(mode, batch, hidden, dtype, training)
     if not projection and torch_is_faster(mode, dtype, batch, inputs, hidden, training):
         return "aten"
     return _extension.load().recurrent_schedule(

@@ -58,7 +58,8 @@ bool is_3x3(const Conv2dShape& s) {
 
 // Other kernels are cut into pieces of 3x3.
 bool winograd_computes(const Conv2dShape& s, Conv2dPass pass) {
-  if (s.cuda || s.groups != 1 || s.dilation[0] > 1 || s.dilation[1] > 1 || s.dtype == DType::kFloat64) {
+  if (s.cuda) return cuda_winograd_computes(s, pass);
+  if (s.groups != 1 || s.dilation[0] > 1 || s.dilation[1] > 1 || s.dtype == DType::kFloat64) {
     return false;
   }
   if (is_3x3(s)) return true;
@@ -67,7 +68,7 @@ bool winograd_computes(const Conv2dShape& s, Conv2dPass pass) {
 }
 
 bool winograd_2x2_computes(const Conv2dShape& s, Conv2dPass pass) {
-  return is_3x3(s) && winograd_computes(s, pass);
+  return !s.cuda && is_3x3(s) && winograd_computes(s, pass);
 }
 
 // Multiplications that the pieces of a larger kernel save over a direct convolution, channels and tiles
@@ -93,7 +94,7 @@ double saved_by_pieces(const Conv2dShape& s, Conv2dPass pass) {
 // gradient, with few channels or planes that fill their tiles badly. For bfloat16 oneDNN multiplies pairs,
 // at twice the rate: there the tiles have to be full.
 bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
-  if (!allowed.load(std::memory_order_relaxed)) return false;
+  if (s.cuda || !allowed.load(std::memory_order_relaxed)) return false;
   const bool forward_size = pass != Conv2dPass::kGradInput;
   const int64_t height = forward_size ? s.result_height() : s.height;
   const int64_t width = forward_size ? s.result_width() : s.width;

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from d2lfast import _extension
 from d2lfast._support import has_kernels, supported
-from d2lfast.recurrent_algorithm import torch_is_faster
+from d2lfast.recurrent_algorithm import cuda_algorithm, torch_is_faster
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -27,7 +27,7 @@ def _plain(module: Any) -> bool:
 def _takes(module: Any, mode: str, input: Any) -> bool:
     """Whether the operator computes `input`, a tensor or PackedSequence, rather than torch."""
     data = input.data if isinstance(input, PackedSequence) else input
-    if data.device.type == "cuda" and data.dtype is not torch.int64 and not _fits_cuda(module, mode):
+    if data.device.type == "cuda" and data.dtype is not torch.int64 and _left_to_cudnn(module, mode, input):
         return False
     if data.dtype is torch.int64:
         return has_kernels("gru_layer", data.device.type)
@@ -49,11 +49,17 @@ def _left_to_torch(module: Any, mode: str, input: Any) -> bool:
     return torch_is_faster(mode, dtype, batch, module.input_size, module.hidden_size, torch.is_grad_enabled())
 
 
-def _fits_cuda(module: Any, mode: str) -> bool:
-    """Whether the persistent kernel takes the layer: its recurrent weight fits into shared memory."""
-    fits = getattr(torch.ops.d2lfast, "_cuda_recurrent_layer_fits", None)
+def _left_to_cudnn(module: Any, mode: str, input: Any) -> bool:
+    """Whether cuDNN is expected to be faster than the persistent kernels on this input."""
+    if module.proj_size:
+        return True
+    if isinstance(input, PackedSequence):
+        batch = int(input.batch_sizes[0])
+    else:
+        batch = input.size(0 if module.batch_first else 1) if input.dim() == 3 else 1
     dtype = module._flat_weights[0].dtype
-    return fits is not None and module.proj_size == 0 and fits(mode, module.hidden_size, dtype)
+    training = torch.is_grad_enabled()
+    return cuda_algorithm(mode, batch, module.hidden_size, dtype, training) == "aten"
 
 
 def _weights(module: Any) -> list[Tensor]:

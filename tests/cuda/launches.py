@@ -195,6 +195,50 @@ def test_implicit_gemm_of_more_than_int32_elements():
     assert [grid for grid, *_ in made] == [(33 * 2**20 // 128, 1, 1)]
 
 
+WINOGRAD = ["Conv2dWinogradParams, int", *["Conv2dWinogradParams, d2lfast::cuda"] * 2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_winograd(layout, shift):
+    """Filters, sources and results are transformed by a launch each; views off an access's boundary too."""
+    planar = layout is torch.contiguous_format
+    flat = torch.randn(2 * 6 * 8 * 12 + shift)[shift:]
+    input = flat.view(2, 6, 8, 12) if planar else flat.view(2, 8, 12, 6).permute(0, 3, 1, 2)
+    weight = torch.randn(7 * 6 * 9 + shift)[shift:].view(7, 6, 3, 3)
+    leaves = [tensor.requires_grad_() for tensor in (input, weight, torch.randn(7))]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    for padding in ([1, 1], [0, 3]):
+        with Launches() as made:
+            output = ops.conv2d(*leaves, [1, 1], padding, [1, 1], 1, "relu", "winograd")
+        assert all(kind in kernel for kind, (*_, kernel) in zip(WINOGRAD, made, strict=True))
+        wanted = torch.nn.functional.conv2d(*exact, 1, padding).relu()
+        gradient = torch.randn(output.shape)
+        with Launches() as made:
+            ours = torch.autograd.grad(output, leaves[:1], gradient)
+        assert all(kind in kernel for kind, (*_, kernel) in zip(WINOGRAD, made, strict=True))
+        theirs = torch.autograd.grad(wanted, exact[:1], gradient.double())
+        for mine, reference in zip((output, *ours), (wanted, *theirs), strict=True):
+            torch.testing.assert_close(mine.double(), reference, rtol=1e-5, atol=2e-5)
+
+
+def test_winograd_takes_some_images_at_a_time():
+    input, weight = torch.randn(3, 2, 116, 88), torch.randn(512, 2, 3, 3)
+    with Launches() as made:
+        output = ops.conv2d(input, weight, None, [1, 1], [1, 1], [1, 1], 1, "none", "winograd")
+    assert len(made) == 1 + 2 * 2
+    wanted = torch.nn.functional.conv2d(input, weight, None, 1, 1)
+    assert (output - wanted).norm() <= 5e-6 * wanted.norm()
+
+
+def test_winograd_is_never_the_tables():
+    """No figure of a GPU says where it wins, and the CPU's rules are the CPU's."""
+    input, weight = torch.randn(1, 64, 8, 8), torch.randn(64, 64, 3, 3)
+    with Launches() as made:
+        ops.conv2d(input, weight, None, [1, 1], [1, 1], [1, 1], 1)
+    assert made == []
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(("channels", "groups"), [(16, 16), (32, 8), (3, 1)])
 def test_convolutions_without_cudnn(layout, channels, groups):
@@ -213,7 +257,8 @@ def test_convolutions_without_cudnn(layout, channels, groups):
 def test_recurrent_layer_is_one_launch(mode, gates, dtype):
     """Each way; the weight that no longer fits into shared memory in float32 may in 16 bits."""
     hidden, wide = 8, {"tanh": 300, "gru": 160, "lstm": 140}[mode]
-    assert ops._cuda_recurrent_layer_fits(mode, wide, dtype) == (dtype.itemsize == 2)
+    alone = ops._cuda_recurrent_layer_algorithm(mode, 2, wide, dtype, True) == "persistent"
+    assert alone == (dtype.itemsize == 2)
     weights = [torch.randn(gates * hidden, n).to(dtype).requires_grad_() for n in (5, hidden)]
     input, hx = torch.randn(3, 2, 5).to(dtype), torch.zeros(1, 2, hidden, dtype=dtype)
     cx = hx if mode == "lstm" else None
@@ -223,6 +268,51 @@ def test_recurrent_layer_is_one_launch(mode, gates, dtype):
     with Launches() as made:
         torch.autograd.grad(output.float().sum(), weights)
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("mode", ["tanh", "gru", "lstm"])
+def test_recurrent_layer_of_several_blocks(mode):
+    """A cooperative launch a direction, of packed sequences too; the blocks share out the units."""
+    hidden = {"tanh": 300, "gru": 150, "lstm": 130}[mode]
+    kind = {"tanh": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[mode]
+    layer = kind(3, hidden, bidirectional=True).double()
+    data, sizes = torch.randn(13, 3).double(), torch.tensor([6, 4, 3])
+    states = [torch.randn(2, 6, hidden).double().requires_grad_() for _ in range(2 if mode == "lstm" else 1)]
+    packed = torch.nn.utils.rnn.PackedSequence(data, sizes)
+    wanted = layer(packed, tuple(states) if mode == "lstm" else states[0])[0].data
+    leaves = [t.detach().float().requires_grad_() for t in (*states, *layer.parameters())]
+    first = len(states)
+    with Launches() as made:
+        cell = leaves[1] if mode == "lstm" else None
+        arguments = (data.float(), sizes, leaves[0], cell, leaves[first:], mode, True, False, False)
+        output = ops._recurrent_layer(*arguments)[0]
+    assert len(made) == 2
+    assert all(grid[0] > 1 and "GridShare" in kernel for grid, _, _, kernel in made)
+    gradient = torch.randn(output.shape)
+    with Launches() as made:
+        found = torch.autograd.grad(output, leaves, gradient)
+    assert len([kernel for *_, kernel in made if "GridShare" in kernel]) == 2
+    expected = torch.autograd.grad(wanted, [*states, *layer.parameters()], gradient.double())
+    for ours, exact in zip((output, *found), (wanted, *expected), strict=True):
+        assert (ours.double() - exact).norm() < 3e-6 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("processors", "layer", "algorithm"),
+    [
+        (132, ("gru", 32, 32, torch.float32, True), "persistent"),
+        (132, ("lstm", 32, 256, torch.float32, True), "persistent_grid"),
+        (132, ("lstm", 32, 650, torch.bfloat16, True), "aten"),
+        (132, ("lstm", 8, 1024, torch.bfloat16, False), "persistent_grid"),
+        (132, ("lstm", 8, 1024, torch.bfloat16, True), "aten"),
+        (132, ("lstm", 32, 1024, torch.float64, False), "aten"),
+        (3, ("lstm", 32, 256, torch.float32, True), "aten"),
+    ],
+)
+def test_recurrent_layers_by_their_size(processors, layer, algorithm, monkeypatch):
+    """By the computed time of a step on a GPU of so many multiprocessors."""
+    monkeypatch.setenv("D2LFAST_EMULATED_PROCESSORS", str(processors))
+    assert ops._cuda_recurrent_layer_algorithm(*layer) == algorithm
 
 
 def test_nothing_is_launched_for_nothing():
@@ -252,3 +342,45 @@ def test_wide_accesses_need_aligned_tensors(shift, dtype):
     items = output.numel()
     lanes = 16 // dtype.itemsize if shift * dtype.itemsize % 16 == 0 else 1
     assert made[0][0][0] == -(-items // lanes // 256)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 4])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_of_planes_are_read_by_16_bytes(dtype, window, shift):
+    """Where they are aligned; with NaN, and an odd number of rows."""
+    kernel, stride, padding = window
+    flat = torch.randint(-3, 4, (2 * 3 * 9 * 32 + shift,)).to(dtype)
+    flat[::31] = float("nan")
+    input = flat[shift:].view(2, 3, 9, 32).requires_grad_()
+    pairs = [[kernel] * 2, [stride] * 2, [padding] * 2]
+    leaf = input.detach().clone().requires_grad_()
+    lanes = 16 // dtype.itemsize if shift * dtype.itemsize % 16 == 0 else stride
+    with Launches() as made:
+        output = ops.max_pool2d(input, *pairs, [1, 1], False)
+    wanted = torch.nn.functional.max_pool2d(leaf, kernel, stride, padding)
+    torch.testing.assert_close(output, wanted, equal_nan=True, rtol=0, atol=0)
+    assert made[0][0][0] == -(-output.numel() * stride // lanes // 256)
+    gradient = torch.randint(-3, 4, output.shape).to(dtype)
+    ours = torch.autograd.grad(output, input, gradient)
+    torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient), rtol=0, atol=0)
+    if window != (2, 2, 0):
+        return
+    for divisor in (None, 3):
+        with Launches() as made:
+            mean = ops.avg_pool2d(input, *pairs, False, True, divisor)
+        exact = torch.nn.functional.avg_pool2d(leaf.double(), 2, 2, 0, divisor_override=divisor)
+        torch.testing.assert_close(mean, exact.to(dtype), equal_nan=True)
+        assert made[0][0][0] == -(-output.numel() * stride // lanes // 256)
+        ours = torch.autograd.grad(mean, input, gradient)[0]
+        theirs = torch.autograd.grad(exact, leaf, gradient.double())[0]
+        torch.testing.assert_close(ours, theirs.to(dtype))
+
+
+@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_means_of_planes(dtype, shift, side):
+    input = torch.randint(-3, 4, (6 * side * side + shift,)).to(dtype)[shift:].view(2, 3, side, side)
+    wanted = input.double().mean((2, 3), keepdim=True).to(dtype)
+    torch.testing.assert_close(ops.adaptive_avg_pool2d(input, [1, 1]), wanted)

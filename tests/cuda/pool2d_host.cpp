@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../../csrc/kernels/cuda/pool2d_element.cuh"
+#include "../../csrc/kernels/cuda/pool2d_rows.cuh"
 
 namespace {
 
@@ -179,6 +180,69 @@ void check(const Shape& s) {
          "written past the end");
 }
 
+// Rows by 16 bytes give what single elements give, which check() compares with the reference.
+template <typename Rows, typename T>
+int check_rows() {
+  using Window = FixedWindow<Rows::kernel, Rows::stride>;
+  constexpr int32_t kSide = Rows::kernel, kStride = Rows::stride, kPad = Rows::pad;
+  const int32_t height = static_cast<int32_t>(random_int(kSide, 9));
+  const int32_t width = static_cast<int32_t>(random_int(1, 4)) * kRowInputs<T> * (kStride == 1 ? 1 : 2);
+  const int32_t out_height = static_cast<int32_t>(output_size(height, kSide, kStride, kPad, 1, false));
+  const PoolGeometry g{1,    height, width, out_height, width / kStride, kSide, kSide, kStride, kStride,
+                       kPad, kPad,   1,     1};
+  if (output_size(width, kSide, kStride, kPad, 1, false) != g.out_width) return 0;
+  EXPECT((takes_rows<Rows, T>(g)), "width %d", width);
+  const int64_t images = 3, inputs = images * height * width, outputs = images * out_height * g.out_width;
+  Buffer<T> input(inputs), output[2]{Buffer<T>(outputs), Buffer<T>(outputs)}, grad_output(outputs),
+      grad_input[2]{Buffer<T>(inputs), Buffer<T>(inputs)};
+  Buffer<uint8_t> position[2]{Buffer<uint8_t>(outputs), Buffer<uint8_t>(outputs)};
+  for (int64_t i = 0; i < inputs; ++i) {
+    const int64_t kind = random_int(0, 30);
+    const float special = kind == 0 ? std::nanf("") : kind == 1 ? INFINITY : -INFINITY;
+    input[i] = from_compute<T>(kind < 8 ? special : static_cast<float>(random_int(-3, 3)));
+  }
+  for (int64_t i = 0; i < outputs; ++i) {
+    grad_output[i] = from_compute<T>(static_cast<float>(random_int(-4, 4)));
+  }
+  const auto single = PoolItems<int32_t>::of(images, 1, out_height, g.out_width, 1);
+  const auto gathered = PoolItems<int32_t>::of(images, 1, height, width, 1);
+  const auto wide = PoolItems<int32_t>::of(images, 1, out_height, g.out_width / kRowOutputs<Rows, T>, 1);
+  const auto wide_gathered = PoolItems<int32_t>::of(images, 1, height, width / kRowInputs<T>, 1);
+  for (int32_t i = 0; i < single.count; ++i)
+    pool_item<Window, 1, true>(i, input.data, output[0].data, position[0].data, g, single);
+  for (int32_t i = 0; i < wide.count; ++i)
+    pool_rows_item<Rows>(i, input.data, output[1].data, position[1].data, g, wide);
+  for (int32_t i = 0; i < gathered.count; ++i) {
+    pool_backward_item<Window, 1, true>(i, grad_output.data, position[0].data, grad_input[0].data, g,
+                                        gathered);
+  }
+  for (int32_t i = 0; i < wide_gathered.count; ++i) {
+    pool_rows_backward_item<Rows>(i, grad_output.data, position[0].data, grad_input[1].data, g,
+                                  wide_gathered);
+  }
+  for (int64_t i = 0; i < outputs; ++i) {
+    EXPECT(same(output[0][i], output[1][i]), "output %ld", long(i));
+    EXPECT(position[0][i] == position[1][i], "position %ld: %d, not %d", long(i), position[1][i],
+           position[0][i]);
+  }
+  for (int64_t i = 0; i < inputs; ++i) {
+    EXPECT(same(grad_input[0][i], grad_input[1][i]), "gradient %ld", long(i));
+  }
+  EXPECT(output[1].tail_untouched() && position[1].tail_untouched() && grad_input[1].tail_untouched(),
+         "written past the end");
+  return 1;
+}
+
+template <typename T>
+int check_all_rows(int rounds) {
+  int checked = 0;
+  for (int round = 0; round < rounds; ++round) {
+    checked += check_rows<RowWindow<2, 2, 0>, T>() + check_rows<RowWindow<3, 2, 1>, T>() +
+               check_rows<RowWindow<3, 1, 1>, T>();
+  }
+  return checked;
+}
+
 template <typename T, typename P, typename Index>
 int check_layouts(int rounds) {
   int checked = 0;
@@ -239,6 +303,7 @@ int main() {
       check_layouts<double, uint8_t, int32_t>(150) + check_layouts<float, uint8_t, int32_t>(150) +
       check_layouts<BFloat16, uint8_t, int32_t>(150) + check_layouts<Float16, uint8_t, int32_t>(150) +
       check_layouts<float, int32_t, int64_t>(150);
-  std::printf("%d cases\n", checked);
-  return checked > 3000 ? 0 : 1;
+  const int rows = check_all_rows<double>(60) + check_all_rows<float>(60) + check_all_rows<BFloat16>(60);
+  std::printf("%d cases, %d of rows\n", checked, rows);
+  return checked > 3000 && rows > 400 ? 0 : 1;
 }

@@ -59,6 +59,11 @@ __device__ __forceinline__ void wait_async() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending));
 }
 
+// A hint: the line with this address will be read soon.
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L1 [%0];\n" ::"l"(address));
+}
+
 struct LaunchShape {
   dim3 grid, block;
   size_t shared_bytes = 0;

@@ -7,6 +7,7 @@
 #include "pool2d.h"
 #include "pool2d_element.cuh"
 #include "pool2d_geometry.cuh"
+#include "pool2d_rows.cuh"
 #include "vector.cuh"
 
 namespace d2lfast::cuda {
@@ -27,6 +28,25 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
                         T* __restrict__ grad_input, const PoolGeometry g, const PoolItems<Index> items) {
   for (Index item = first_item<Index>(); item < items.count; item += grid_width<Index>()) {
     pool_backward_item<Window, V, Planar>(item, grad_output, position, grad_input, g, items);
+  }
+}
+
+template <typename Window, typename T, typename P>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    max_pool2d_rows(const T* __restrict__ input, T* __restrict__ output, P* __restrict__ position,
+                    const PoolGeometry g, const PoolItems<int32_t> items) {
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    pool_rows_item<Window>(item, input, output, position, g, items);
+  }
+}
+
+template <typename Window, typename T, typename P>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    max_pool2d_rows_backward(const T* __restrict__ grad_output, const P* __restrict__ position,
+                             T* __restrict__ grad_input, const PoolGeometry g,
+                             const PoolItems<int32_t> items) {
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    pool_rows_backward_item<Window>(item, grad_output, position, grad_input, g, items);
   }
 }
 
@@ -71,7 +91,8 @@ struct Access {
 };
 
 // The variants that are worth their binary: int32 offsets for tensors below 2^31 elements, fixed windows in
-// NCHW, accesses of 16 bytes in channels_last. Everything else takes the general kernel.
+// NCHW, accesses of 16 bytes in channels_last, and in NCHW where rows allow them (pool2d_rows.cuh).
+// Everything else takes the general kernel.
 template <typename T, typename P, typename Params, typename Body>
 cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
   constexpr Access<1, true> kPlanar;
@@ -94,6 +115,21 @@ cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
   return body(AnyWindow{}, kPlanar, int32_t{});
 }
 
+// Calls body with the window whose rows are read by 16 bytes; returns whether there is one.
+template <typename T, typename P, typename Params, typename Body>
+bool with_rows(const Params& p, bool aligned, Body&& body) {
+  if (p.channels_last || !aligned || !coordinates_fit(p) || !offsets_fit(p)) {
+    return false;
+  }
+  const PoolGeometry g = geometry_of(p);
+  const auto take = [&](auto window) {
+    if (!takes_rows<decltype(window), T>(g)) return false;
+    body(window, g);
+    return true;
+  };
+  return take(RowWindow<2, 2, 0>{}) || take(RowWindow<3, 2, 1>{}) || take(RowWindow<3, 1, 1>{});
+}
+
 template <typename T, typename P>
 cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
   const auto* input = static_cast<const T*>(p.input);
@@ -101,6 +137,16 @@ cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
   auto* position = static_cast<P*>(p.position);
   const bool wide =
       aligned(input, 16) && aligned(output, 16) && aligned(position, sizeof(P) * kVectorWidth<T>);
+  if constexpr (!std::is_same_v<P, int32_t>) {
+    cudaError_t error = cudaSuccess;
+    const bool taken = with_rows<T, P>(p, wide, [&](auto window, const PoolGeometry& g) {
+      constexpr int kOut = kRowOutputs<decltype(window), T>;
+      const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.oh, p.ow / kOut, 1);
+      error = launch(max_pool2d_rows<decltype(window), T, P>, {blocks_for(items.count), kThreads}, stream,
+                     input, output, position, g, items);
+    });
+    if (taken) return error;
+  }
   return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
     constexpr int kLanes = decltype(access)::lanes;
     const PoolGeometry g = geometry_of(p);
@@ -117,6 +163,15 @@ cudaError_t launch_backward(const MaxPool2dBackwardParams& p, cudaStream_t strea
   auto* grad_input = static_cast<T*>(p.grad_input);
   const bool wide =
       aligned(grad_output, 16) && aligned(grad_input, 16) && aligned(position, sizeof(P) * kVectorWidth<T>);
+  if constexpr (!std::is_same_v<P, int32_t>) {
+    cudaError_t error = cudaSuccess;
+    const bool taken = with_rows<T, P>(p, wide, [&](auto window, const PoolGeometry& g) {
+      const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.h, p.w / kRowInputs<T>, 1);
+      error = launch(max_pool2d_rows_backward<decltype(window), T, P>, {blocks_for(items.count), kThreads},
+                     stream, grad_output, position, grad_input, g, items);
+    });
+    if (taken) return error;
+  }
   return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
     constexpr int kLanes = decltype(access)::lanes;
     const PoolGeometry g = geometry_of(p);

@@ -125,8 +125,54 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 }
 
-// Each plane to its mean, a warp to a plane: the windows of a 1 x 1 output in NCHW are contiguous.
+// Windows of 2 x 2 and stride 2 without padding in NCHW, 16 bytes of an input row a thread; sums as above.
+struct Quarters {
+  int32_t height, width, out_height;
+  int64_t divisor;
+};
+
 template <typename T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    average_quarters(const T* __restrict__ input, T* __restrict__ output, const Quarters q,
+                     const PoolItems<int32_t> items) {
+  constexpr int V = kVectorWidth<T>;
+  const Compute<T> divisor = static_cast<Compute<T>>(q.divisor);
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    const PoolPlace<int32_t> at = place_of<1, true>(item, items);
+    const T* row = input + (at.image * q.height + 2 * at.h) * q.width + at.w * V;
+    const Vector<T, V> upper = load<V>(row), lower = load<V>(row + q.width);
+    Compute<T> sum[V / 2];
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) {
+      sum[i] = to_compute(upper.lane[2 * i]) + to_compute(upper.lane[2 * i + 1]);
+      sum[i] += to_compute(lower.lane[2 * i]);
+      sum[i] = (sum[i] + to_compute(lower.lane[2 * i + 1])) / divisor;
+    }
+    store(output + item * (V / 2), rounded<V / 2, T>(sum));
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    average_quarters_backward(const T* __restrict__ grad_output, T* __restrict__ grad_input, const Quarters q,
+                              const PoolItems<int32_t> items) {
+  constexpr int V = kVectorWidth<T>;
+  const Compute<T> divisor = static_cast<Compute<T>>(q.divisor);
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    const PoolPlace<int32_t> at = place_of<1, true>(item, items);
+    Compute<T> sum[V] = {};
+    if (at.h / 2 < q.out_height) {  // else the last of an odd number of rows
+      const int32_t row = (at.image * q.out_height + at.h / 2) * (q.width / 2);
+      const Vector<T, V / 2> given = load<V / 2>(grad_output + row + at.w * (V / 2));
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum[i] = to_compute(given.lane[i / 2]) / divisor;
+    }
+    store(grad_input + item * V, rounded<V, T>(sum));
+  }
+}
+
+// Each plane to its mean, a warp to a plane: the windows of a 1 x 1 output in NCHW are contiguous.
+template <int V, typename T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     plane_mean(const T* __restrict__ input, T* __restrict__ output, int64_t planes, int64_t pixels) {
   constexpr int kWarps = kThreads / 32;
@@ -135,7 +181,11 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
        plane += static_cast<int64_t>(gridDim.x) * kWarps) {
     const T* from = input + plane * pixels;
     Compute<T> sum = 0;
-    for (int64_t i = lane; i < pixels; i += 32) sum += to_compute(from[i]);
+    for (int64_t i = lane * V; i < pixels; i += 32 * V) {
+      const Vector<T, V> given = load<V>(from + i);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum += to_compute(given.lane[v]);
+    }
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
     if (lane == 0) output[plane] = from_compute<T>(sum / static_cast<Compute<T>>(pixels));
@@ -258,14 +308,44 @@ cudaError_t average_backward(const Params& params, DType dtype, cudaStream_t str
   });
 }
 
+bool takes_quarters(const AvgPool2dParams& p, DType dtype) {
+  const auto& k = p.window;
+  const int64_t bytes = dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+  return k.kernel_h == 2 && k.kernel_w == 2 && k.stride_h == 2 && k.stride_w == 2 && k.pad_h == 0 &&
+         k.pad_w == 0 && !p.channels_last && p.w == 2 * p.ow && p.h >= 2 * p.oh && p.w * bytes % 16 == 0 &&
+         aligned(p.source, 16) && aligned(p.result, 16) && coordinates_fit(p) && offsets_fit(p);
+}
+
+// height: of the tensor that is written.
+template <typename T>
+cudaError_t run_quarters(void (*kernel)(const T*, T*, Quarters, PoolItems<int32_t>), const AvgPool2dParams& p,
+                         int64_t height, cudaStream_t stream) {
+  const auto items = PoolItems<int32_t>::of(images_of(p), 1, height, p.w / kVectorWidth<T>, 1);
+  const Quarters quarters{narrow(p.h), narrow(p.w), narrow(p.oh), p.divisor == 0 ? 4 : p.divisor};
+  return launch(kernel, {blocks_for(items.count), kThreads}, stream, static_cast<const T*>(p.source),
+                static_cast<T*>(p.result), quarters, items);
+}
+
 }  // namespace
 
 cudaError_t launch_avg_pool2d(const AvgPool2dParams& params, DType dtype, cudaStream_t stream) {
-  return average_forward(params, dtype, stream);
+  if (params.n * params.c * params.oh * params.ow == 0 || !takes_quarters(params, dtype)) {
+    return average_forward(params, dtype, stream);
+  }
+  return with_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return run_quarters<T>(average_quarters<T>, params, params.oh, stream);
+  });
 }
 
 cudaError_t launch_avg_pool2d_backward(const AvgPool2dParams& params, DType dtype, cudaStream_t stream) {
-  return average_backward(params, dtype, stream);
+  if (params.n * params.c * params.h * params.w == 0 || !takes_quarters(params, dtype)) {
+    return average_backward(params, dtype, stream);
+  }
+  return with_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return run_quarters<T>(average_quarters_backward<T>, params, params.h, stream);
+  });
 }
 
 cudaError_t launch_adaptive_avg_pool2d(const AdaptivePool2dParams& params, DType dtype, cudaStream_t stream) {
@@ -275,9 +355,11 @@ cudaError_t launch_adaptive_avg_pool2d(const AdaptivePool2dParams& params, DType
   }
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch(plane_mean<T>, {blocks_for(planes * 32), kThreads}, stream,
-                  static_cast<const T*>(params.source), static_cast<T*>(params.result), planes,
-                  params.h * params.w);
+    const int64_t pixels = params.h * params.w;
+    const bool wide = pixels % kVectorWidth<T> == 0 && aligned(params.source, 16);
+    return launch(wide ? plane_mean<kVectorWidth<T>, T> : plane_mean<1, T>,
+                  {blocks_for(planes * 32), kThreads}, stream, static_cast<const T*>(params.source),
+                  static_cast<T*>(params.result), planes, pixels);
   });
 }
 

@@ -4,75 +4,13 @@
 #include <cstdint>
 
 #include "device.cuh"
-#include "recurrent_element.cuh"
+#include "device_limits.h"
+#include "recurrent_layer_unit.cuh"
 
 namespace d2lfast::cuda {
 namespace {
 
 constexpr int kSequences = 4;  // of a thread: each weight from shared memory meets so many states
-
-template <typename T>
-__device__ const T* element(const void* data, int64_t i) {
-  return static_cast<const T*>(data) + i;
-}
-template <typename T>
-__device__ T* element(void* data, int64_t i) {
-  return static_cast<T*>(data) + i;
-}
-
-struct Step {
-  int32_t t;
-  int64_t offset;
-  int32_t count;
-};
-
-__device__ Step step_at(const RecurrentLayerParams& p, int32_t t) {
-  if (p.counts == nullptr) return {t, static_cast<int64_t>(t) * p.batch, p.batch};
-  return {t, p.offsets[t], static_cast<int32_t>(p.counts[t])};
-}
-
-// The step before `now` in the layer's direction, for the sequences that take part in it.
-__device__ Step step_before(const RecurrentLayerParams& p, const Step& now) {
-  const int32_t t = p.reversed ? now.t + 1 : now.t - 1;
-  return t >= 0 && t < p.steps ? step_at(p, t) : Step{t, 0, 0};
-}
-
-// One sequence's unit: sums[g] of the recurrent products become the new hidden state.
-template <typename T, int G>
-__device__ Compute<T> forward_unit(const RecurrentLayerParams& p, int64_t row, int32_t unit, Compute<T> state,
-                                   const Compute<T> (&sums)[G], Compute<T>& cell) {
-  using A = Compute<T>;
-  const int32_t hidden = p.hidden;
-  const auto input = [&](int g) { return *element<A>(p.products, row * G * hidden + g * hidden + unit); };
-  const auto recurrent = [&](int g) { return sums[g] + value_or_zero<T>(p.bias, g * hidden + unit); };
-  A* saved = p.saved == nullptr ? nullptr : element<A>(p.saved, row * 4 * hidden + unit);
-  if constexpr (G == 1) {
-    return rnn_unit(input(0) + recurrent(0),
-                    p.mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU);
-  } else if constexpr (G == 3) {
-    GRUUnit<A> u;
-    u.forward(input(0) + recurrent(0), input(1) + recurrent(1), input(2), recurrent(2));
-    if (saved != nullptr) {
-      saved[0] = u.r;
-      saved[hidden] = u.z;
-      saved[2 * hidden] = u.n;
-      saved[3 * hidden] = u.candidate;
-    }
-    return u.output(state);
-  } else {
-    const auto u = LSTMUnit<A>::of(input(0) + recurrent(0), input(1) + recurrent(1), input(2) + recurrent(2),
-                                   input(3) + recurrent(3));
-    cell = u.cell(cell);
-    if (saved != nullptr) {
-      saved[0] = u.i;
-      saved[hidden] = u.f;
-      saved[2 * hidden] = u.g;
-      saved[3 * hidden] = u.o;
-      *element<A>(p.cells, row * hidden + unit) = cell;
-    }
-    return u.o * tanh(cell);
-  }
-}
 
 // Shared memory: the states before and after a step [2][rows][H], cell states [rows][H], the weight [H][G*H].
 template <typename T, int G>
@@ -138,51 +76,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     *element<T>(p.h_n, at) = from_compute<T>(states[p.steps % 2 * size + i]);
     if (G == 4) *element<T>(p.c_n, at) = from_compute<T>(cells[i]);
   }
-}
-
-// Gradients before the activations of one sequence's unit; returns the part of the old state's gradient that
-// bypasses the recurrent products.
-template <typename T, int G>
-__device__ Compute<T> backward_unit(const RecurrentLayerParams& p, const Step& now, const Step& before,
-                                    int32_t sequence, int32_t unit, Compute<T> grad, Compute<T>& grad_cell,
-                                    Compute<T> (&gates)[G], Compute<T> (&hidden_gates)[G]) {
-  using A = Compute<T>;
-  const int32_t hidden = p.hidden;
-  const int64_t row = now.offset + sequence, start = static_cast<int64_t>(sequence) * hidden + unit;
-  const bool carried = sequence < before.count;
-  const int64_t old_row = before.offset + sequence;
-  const A* saved = element<A>(p.saved, row * 4 * hidden + unit);
-  A direct = 0;
-  if constexpr (G == 1) {
-    const A output = to_compute(*element<T>(static_cast<const void*>(p.output), row * p.output_row + unit));
-    gates[0] =
-        rnn_unit_gradient(grad, output, p.mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU);
-    hidden_gates[0] = gates[0];
-  } else if constexpr (G == 3) {
-    const A old =
-        to_compute(carried ? *element<T>(static_cast<const void*>(p.output), old_row * p.output_row + unit)
-                           : *element<T>(p.h_0, start));
-    const GRUUnit<A> u{saved[0], saved[hidden], saved[2 * hidden], saved[3 * hidden]};
-    const GRUUnitGradient<A> g(grad, u, old);
-    gates[0] = hidden_gates[0] = g.r;
-    gates[1] = hidden_gates[1] = g.z;
-    gates[2] = g.n;
-    hidden_gates[2] = g.hidden_n;
-    direct = g.state;
-  } else {
-    const A old =
-        carried ? *element<A>(p.cells, old_row * hidden + unit) : to_compute(*element<T>(p.c_0, start));
-    const LSTMUnit<A> u{saved[0], saved[hidden], saved[2 * hidden], saved[3 * hidden]};
-    const LSTMUnitGradient<A> g(grad, grad_cell, u, old, *element<A>(p.cells, row * hidden + unit));
-    gates[0] = g.i;
-    gates[1] = g.f;
-    gates[2] = g.g;
-    gates[3] = g.o;
-#pragma unroll
-    for (int i = 0; i < G; ++i) hidden_gates[i] = gates[i];
-    grad_cell = g.cell;
-  }
-  return direct;
 }
 
 // Shared memory: gradients of the state and the cell state [rows][H] each, of the gates [rows][G*H], and the
@@ -256,8 +149,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-constexpr int64_t kSharedBytes = 220 * 1024;
-
 int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
 // Of a block with `rows` sequences; backward needs more than forward.
@@ -269,14 +160,10 @@ int64_t shared_bytes(LayerMode mode, int64_t hidden, DType dtype, int64_t rows, 
 
 // As few sequences for a block as fill the GPU, in fours; more only where the grid would not fit at once.
 int32_t rows_of(const RecurrentLayerParams& p, DType dtype, bool backward) {
-  int device = 0, processors = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-    return kSequences;
-  }
+  const DeviceLimits limits = device_limits();
   int64_t rows = kSequences;
-  while (rows * processors < p.batch && rows < 64 &&
-         shared_bytes(p.mode, p.hidden, dtype, rows + kSequences, backward) <= kSharedBytes) {
+  while (rows * limits.processors < p.batch && rows < 64 &&
+         shared_bytes(p.mode, p.hidden, dtype, rows + kSequences, backward) <= limits.shared_bytes) {
     rows += kSequences;
   }
   return static_cast<int32_t>(rows);
@@ -309,7 +196,7 @@ cudaError_t run(const RecurrentLayerParams& p, DType dtype, cudaStream_t stream)
 }  // namespace
 
 bool recurrent_layer_fits(LayerMode mode, int64_t hidden, DType dtype) {
-  return shared_bytes(mode, hidden, dtype, kSequences, true) <= kSharedBytes;
+  return shared_bytes(mode, hidden, dtype, kSequences, true) <= device_limits().shared_bytes;
 }
 
 cudaError_t launch_recurrent_layer(const RecurrentLayerParams& params, DType dtype, cudaStream_t stream) {

@@ -11,6 +11,7 @@
 #include "../activation.h"
 #include "../dtype.h"
 #include "../layout.h"
+#include "conv2d_winograd.h"
 #include "runtime.h"
 
 namespace d2lfast::ops {
@@ -93,6 +94,17 @@ void run_implicit(const Conv2dShape& s, const at::Tensor& input, const at::Tenso
                                           takes_tf32()};
   C10_CUDA_CHECK(cuda::launch_conv2d_implicit(params, s.dtype, current_stream()));
   if (!last) result.copy_(target);
+}
+
+auto convolution_of(Conv2dAlgorithm algorithm) {
+  switch (algorithm) {
+    case Conv2dAlgorithm::kWinograd:
+      return run_cuda_winograd;
+    case Conv2dAlgorithm::kDirect:
+      return run_direct;
+    default:
+      return run_implicit;
+  }
 }
 
 // Parts [splits,count], added in their order, in the tensors' type.
@@ -179,8 +191,7 @@ at::Tensor conv2d_cuda(const at::Tensor& input, const at::Tensor& weight,
                 images.options().memory_format(conv2d_layout(images, weight)));
   if (output.numel() > 0) {
     const at::Tensor* offsets = bias.has_value() && bias->defined() ? &*bias : nullptr;
-    const auto run = algorithm == Conv2dAlgorithm::kDirect ? run_direct : run_implicit;
-    run(shape, images, weight, offsets, activation, false, output);
+    convolution_of(algorithm)(shape, images, weight, offsets, activation, false, output);
   }
   return like_batching_of(input, output);
 }
@@ -206,8 +217,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cuda(
   const auto input_algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kGradInput, requested);
   if (wants_input && !empty && input_algorithm != Conv2dAlgorithm::kAten) {
     grad_input = at::empty(images.sizes(), images.options().memory_format(format));
-    const auto run = input_algorithm == Conv2dAlgorithm::kDirect ? run_direct : run_implicit;
-    run(shape, grad, weight, nullptr, Activation::kNone, true, grad_input);
+    convolution_of(input_algorithm)(shape, grad, weight, nullptr, Activation::kNone, true, grad_input);
     wants_input = false;
   }
   const auto weight_algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, requested);

@@ -1,4 +1,4 @@
-#include "../../kernels/cuda/recurrent_layer.h"
+#include "../../kernels/cuda/recurrent_grid.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
@@ -19,7 +19,8 @@
 #include "runtime.h"
 
 // Layers over whole sequences: the products that do not wait for a state are torch's, over all steps at once;
-// the recurrence is one persistent kernel for each direction.
+// the recurrence is one persistent kernel for each direction, of blocks with sequences of their own or, where
+// the recurrent weight is larger than a block's shared memory, of blocks that share out the units.
 
 namespace d2lfast::ops {
 
@@ -66,9 +67,25 @@ struct Call {
     }
   }
 
-  // Whether the persistent kernel takes the layer; else torch's operators compute it step by step (`aten`).
-  bool fits() const {
-    return !layer.projected && cuda::recurrent_layer_fits(mode_of(layer), layer.hidden, dtype);
+  // Whether the blocks take sequences through time alone.
+  bool alone() const { return cuda::recurrent_layer_fits(mode_of(layer), layer.hidden, dtype); }
+  // Elements that blocks exchange.
+  int64_t exchanged() const {
+    return cuda::recurrent_grid_workspace(mode_of(layer), layer.hidden, layer.batch, dtype);
+  }
+  // Whether a persistent kernel takes the layer; else torch's operators compute it step by step (`aten`).
+  bool fits() const { return !layer.projected && (alone() || exchanged() > 0); }
+
+  void launch(const cuda::RecurrentLayerParams& p, bool backward) const {
+    const cudaStream_t stream = current_stream();
+    if (alone()) {
+      const auto run = backward ? cuda::launch_recurrent_layer_backward : cuda::launch_recurrent_layer;
+      C10_CUDA_CHECK(run(p, dtype, stream));
+      return;
+    }
+    const Tensor workspace = at::empty({exchanged()}, hx.options().dtype(layer.compute));
+    const auto run = backward ? cuda::launch_recurrent_grid_backward : cuda::launch_recurrent_grid;
+    C10_CUDA_CHECK(run(p, workspace.mutable_data_ptr(), dtype, stream));
   }
 
   const Tensor& weight(int64_t direction, int64_t i) const {
@@ -164,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     p.c_n = direction_data(c_n, d);
     p.saved = direction_data(saved, d);
     p.cells = direction_data(cells, d);
-    C10_CUDA_CHECK(cuda::launch_recurrent_layer(p, call.dtype, current_stream()));
+    call.launch(p, false);
   }
   return {output, h_n, c_n, saved, cells};
 }
@@ -288,7 +305,7 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
       p.grad_hidden_gates = data(hidden_gates);
       p.grad_h_0 = direction_data(grad_hx, d);
       p.grad_c_0 = direction_data(grad_cx, d);
-      C10_CUDA_CHECK(cuda::launch_recurrent_layer_backward(p, call.dtype, current_stream()));
+      call.launch(p, true);
     }
     if (wants_input) {
       const Tensor part = at::mm(gates, call.wide(call.weight(d, 0)));
@@ -306,18 +323,24 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
   return {grad_input, grad_hx, grad_cx, grads};
 }
 
-bool fits(std::string_view mode, int64_t hidden, at::ScalarType type) {
+// What is expected to be fastest: "persistent", "persistent_grid" or torch's own layer, "aten".
+std::string algorithm(std::string_view mode_name, int64_t batch, int64_t hidden, at::ScalarType type,
+                      bool training) {
   const DType dtype = type == at::kDouble  ? DType::kFloat64
                       : type == at::kFloat ? DType::kFloat32
                                            : DType::kFloat16;
-  return cuda::recurrent_layer_fits(static_cast<cuda::LayerMode>(recurrent_mode(mode)), hidden, dtype);
+  const auto mode = static_cast<cuda::LayerMode>(recurrent_mode(mode_name));
+  if (cuda::recurrent_layer_fits(mode, hidden, dtype)) return "persistent";
+  return cuda::recurrent_grid_wins(mode, hidden, batch, dtype, training) ? "persistent_grid" : "aten";
 }
 
 }  // namespace
 
-// Whether the CUDA operator takes a layer of this size; torch's (cuDNN) takes the others.
 TORCH_LIBRARY_FRAGMENT(d2lfast, m) {
-  m.def("_cuda_recurrent_layer_fits(str mode, int hidden, ScalarType dtype) -> bool", fits);
+  m.def(
+      "_cuda_recurrent_layer_algorithm(str mode, int batch, int hidden, ScalarType dtype, bool training) -> "
+      "str",
+      algorithm);
 }
 
 TORCH_LIBRARY_IMPL(d2lfast, D2LFAST_CUDA_KEY, m) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 
 // The part of CUDA's runtime that d2lfast's host code uses, for kernels that run on a CPU.
 #define __global__
@@ -18,7 +19,7 @@ struct dim3 {
   dim3(unsigned x, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid launch or argument";
@@ -27,8 +28,15 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-// Few, so that small tensors make several turns of a persistent grid.
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 3;
+// Few multiprocessors, so that small tensors make several turns of a persistent grid. The environment may ask
+// for other limits: less shared memory, so that small layers need several blocks.
+inline int emulated_limit(const char* name, int standard) {
+  const char* wanted = std::getenv(name);
+  return wanted != nullptr ? std::atoi(wanted) : standard;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount
+               ? emulated_limit("D2LFAST_EMULATED_PROCESSORS", 3)
+               : emulated_limit("D2LFAST_EMULATED_SHARED_BYTES", 227 * 1024);
   return cudaSuccess;
 }

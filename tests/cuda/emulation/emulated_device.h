@@ -23,6 +23,7 @@ class SharedElement {
   operator T() const {
     const auto& thread = *Grid::get().current;
     const int64_t now = thread.block->barrier.epoch;
+    if (shadow_->copies > 0) Grid::get().fail("a read of shared memory during an asynchronous copy");
     if (!shadow_->initialised) Grid::get().fail("a read of shared memory that nobody wrote");
     if (shadow_->written_at == now && shadow_->writer != thread.linear) {
       Grid::get().fail("a read of shared memory that races with a write of thread " +
@@ -33,8 +34,30 @@ class SharedElement {
     return *value_;
   }
   const SharedElement& operator=(const T& value) const {
+    check_write();
+    shadow_->writer = Grid::get().current->linear;
+    shadow_->written_at = Grid::get().current->block->barrier.epoch;
+    shadow_->initialised = true;
+    *value_ = value;
+    return *this;
+  }
+  const SharedElement& operator=(const SharedElement& other) const { return *this = static_cast<T>(other); }
+  SharedElement(const SharedElement&) = default;
+  // An asynchronous copy may write at any time from its beginning to its end.
+  void begin_copy() const {
+    check_write();
+    ++shadow_->copies;
+  }
+  void end_copy(const T& value) const {
+    --shadow_->copies;
+    *this = value;
+  }
+
+ private:
+  void check_write() const {
     const auto& thread = *Grid::get().current;
     const int64_t now = thread.block->barrier.epoch;
+    if (shadow_->copies > 0) Grid::get().fail("a write of shared memory during an asynchronous copy");
     if (shadow_->written_at == now && shadow_->writer != thread.linear) {
       Grid::get().fail("a write of shared memory that races with a write of thread " +
                        std::to_string(shadow_->writer));
@@ -42,16 +65,8 @@ class SharedElement {
     if (shadow_->read_at == now && shadow_->reader != thread.linear) {
       Grid::get().fail("a write of shared memory that races with a read");
     }
-    shadow_->writer = thread.linear;
-    shadow_->written_at = now;
-    shadow_->initialised = true;
-    *value_ = value;
-    return *this;
   }
-  const SharedElement& operator=(const SharedElement& other) const { return *this = static_cast<T>(other); }
-  SharedElement(const SharedElement&) = default;
 
- private:
   T* value_;
   emulation::Shadow* shadow_;
 };
@@ -114,6 +129,8 @@ inline unsigned ballot(bool predicate) {
   return lanes;
 }
 
+inline void prefetch(const void*) {}
+
 inline void sync_grid() { Grid::get().sync_grid(); }
 
 // The copy is made when the thread waits for it, and not before.
@@ -122,8 +139,9 @@ void copy_async_16(SharedPointer<T> to, const T* from, bool valid) {
   constexpr int kCount = 16 / sizeof(T);
   if (to.offset() % kCount != 0) Grid::get().fail("a misaligned copy to shared memory");
   if (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0) Grid::get().fail("a misaligned copy");
+  for (int i = 0; i < kCount; ++i) to[i].begin_copy();
   Grid::get().current->copies.back().push_back([=] {
-    for (int i = 0; i < kCount; ++i) to[i] = valid ? from[i] : T{};
+    for (int i = 0; i < kCount; ++i) to[i].end_copy(valid ? from[i] : T{});
   });
 }
 inline void commit_async() { Grid::get().current->copies.emplace_back(); }

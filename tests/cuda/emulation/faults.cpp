@@ -51,7 +51,41 @@ void across_blocks(int* out) {
   out[blockIdx.x * 64 + threadIdx.x] = other;
 }
 
-int memory[64 * 3];
+alignas(16) int memory[64 * 3];
+
+void copy_four(SharedPointer<int> to, const int* from) {
+  copy_async_16(to + 4 * threadIdx.x, from + 4 * threadIdx.x, true);
+  commit_async();
+}
+// Two buffers, of which the second is read while its copy is under way.
+void missing_wait(int*) {
+  D2LFAST_SHARED(int, values, 32);
+  if (threadIdx.x >= 4) return;
+  copy_four(values, memory);
+  copy_four(values + 16, memory);
+  wait_async<1>();
+  const int last = values[4 * threadIdx.x] + values[16 + 4 * threadIdx.x];
+  memory[threadIdx.x] = last;
+}
+// The copy's own thread has it after the wait, the others only after a barrier.
+void missing_barrier(int* out) {
+  D2LFAST_SHARED(int, values, 256);
+  copy_async_16(values + 4 * threadIdx.x, memory, true);
+  commit_async();
+  wait_async<0>();
+  out[threadIdx.x] = values[4 * (threadIdx.x == 0 ? 0 : threadIdx.x - 1)];
+}
+// A buffer that others may still read is filled again.
+void early_copy(int* out) {
+  D2LFAST_SHARED(int, values, 256);
+  for (int step = 0; step < 2; ++step) {
+    copy_async_16(values + 4 * threadIdx.x, memory, true);
+    commit_async();
+    wait_async<0>();
+    __syncthreads();
+    out[threadIdx.x] = values[4 * (63 - threadIdx.x)];
+  }
+}
 
 void expect(const char* name, void (*kernel)(int*), const LaunchShape& shape) {
   try {
@@ -69,6 +103,9 @@ int main() {
   expect("outside", outside, {1, 64});
   expect("divergent", divergent, {1, 64});
   expect("partial warp", partial_warp, {1, 64});
+  expect("missing wait", missing_wait, {1, 64});
+  expect("missing barrier", missing_barrier, {1, 64});
+  expect("early copy", early_copy, {1, 64});
   expect("too many rows", correct, {{1, 65536}, 64});
   expect("too many threads", correct, {1, 1025});
   expect("no blocks", correct, {0u, 64});

@@ -13,18 +13,21 @@
 
 // Blocks and threads of a grid on one CPU thread. Barriers, warp collectives and shared memory are checked:
 // a barrier that some thread does not reach, an access to shared memory that races with another thread's
-// since the last barrier, and a read of shared memory that nobody wrote are exceptions of the launch.
+// since the last barrier, a read of shared memory that nobody wrote, and an access to where an asynchronous
+// copy is under way are exceptions of the launch.
 namespace emulation {
 
 struct Index3 {
   unsigned x, y, z;
 };
 
-// Of the element, since the last barrier. A reader of -2: several threads.
+// Of the element, since the last barrier. A reader of -2: several threads. copies: asynchronous ones into it
+// that no thread has waited for.
 struct Shadow {
   int64_t written_at = -1, read_at = -1;
   int writer = -1, reader = -1;
   bool initialised = false;
+  int copies = 0;
 };
 
 struct SharedMemory {
@@ -184,21 +187,29 @@ class Grid {
         thread.fiber.start(&body);
       }
     }
-    const size_t count = live_;
-    size_t left = count;
+    // Each block runs as far as it gets without the others, so that a result which one block takes from
+    // another without a barrier of the grid is not there yet.
+    size_t left = live_;
     while (left > 0) {
-      progress_ = false;
-      for (size_t i = 0; i < count; ++i) {
-        Thread& thread = *threads_[i];
-        if (thread.fiber.done()) continue;
-        current = &thread;
-        thread.fiber.resume();
-        if (!thread.fiber.done()) continue;
-        progress_ = true;
-        --left;
+      bool progress = false;
+      for (size_t first = blocks.size() * size; first > 0;) {
+        first -= size;
+        do {
+          progress_ = false;
+          for (size_t i = first; i < first + size; ++i) {
+            Thread& thread = *threads_[i];
+            if (thread.fiber.done()) continue;
+            current = &thread;
+            thread.fiber.resume();
+            if (!thread.fiber.done()) continue;
+            progress_ = true;
+            --left;
+          }
+          progress = progress || progress_;
+        } while (progress_);
       }
       current = nullptr;
-      if (!progress_) fail("a barrier or warp collective that not all threads reach");
+      if (!progress) fail("a barrier or warp collective that not all threads reach");
     }
   }
 

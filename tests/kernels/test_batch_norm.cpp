@@ -22,7 +22,7 @@ struct Problem {
   DType dtype;
   int64_t rows, columns, pitch;
   Activation activation;
-  bool by_column, by_row, residual, grad_residual, mask, reversed;
+  bool by_column, by_row, residual, grad_residual, mask, reversed, from_output;
 
   // The last row ends at its last column, not at its pitch.
   int64_t size() const { return (rows - 1) * pitch + columns; }
@@ -42,6 +42,7 @@ Problem draw(Random& random) {
   p.grad_residual = random.chance(40);
   p.mask = p.residual || random.chance(30);
   p.reversed = !p.by_row && random.chance(30);
+  p.from_output = random.chance(50);
   return p;
 }
 
@@ -127,7 +128,7 @@ void test_one(const BatchNormKernels& table, const Problem& p, Random random, co
   expect_gaps(output);
 
   params.gradient = at_first(gradient);
-  params.activated = at_first(output);
+  params.activated = p.activation != Activation::kReLU || p.from_output ? at_first(output) : nullptr;
   // From the output: the decisions of the mask, or of the second look at the input, have to agree with it.
   const auto g_of = [&](int64_t at) {
     return gradient.get(at) * activation_derivative(p.activation, output.get(at));
@@ -143,6 +144,30 @@ void test_one(const BatchNormKernels& table, const Problem& p, Random random, co
   }
 
   std::vector<double> residual_values(unwritten);
+  if (!p.by_row) {
+    Buffer written(p.dtype, p.size()), written_residual(p.dtype, p.size());
+    values = unwritten;
+    each([&](int64_t at, int64_t c) {
+      values[static_cast<size_t>(at)] = g_of(at) * scale.get(c);
+      residual_values[static_cast<size_t>(at)] = g_of(at);
+    });
+    BatchNormParams both = params;
+    both.writes = true;
+    both.slope = both.offset = nullptr;
+    both.result = at_first(written);
+    both.grad_residual = p.grad_residual ? at_first(written_residual) : nullptr;
+    std::fill_n(sums.data(), 2 * p.channels(), NAN);
+    (p.by_column ? table.column_gradient_sums : table.plane_gradient_sums)[dtype](both);
+    expect_sums(expected, "sums beside the gradient");
+    expect_close(written, values, 4, 2, what + ": gradient beside the sums");
+    expect_gaps(written);
+    if (p.grad_residual) {
+      expect_close(written_residual, residual_values, 1, 1,
+                   what + ": gradient of the residual beside the sums");
+      expect_gaps(written_residual);
+    }
+  }
+
   values = unwritten;
   each([&](int64_t at, int64_t c) {
     values[static_cast<size_t>(at)] =

@@ -20,9 +20,10 @@ struct Conv2dFlatParams {
   bool copied;                    // the planes are read from a copy, split into parts
   int64_t row_stride, part_size;  // of the copy
   int64_t channel_stride;         // of the planes that are read
-  int64_t taps;                   // of a window
+  int64_t taps, taps_w;           // of a window, of one row of it
   const int64_t* offset;          // [taps] from a result position to the source's
   const uint16_t* mask;           // [vectors + kFlatSpareVectors][taps], bit i of lane i
+  const uint8_t* uniform;         // [vectors + kFlatSpareVectors], whether the rows of a window share masks
   const void* weight;             // [G][C][taps][M], accumulator type
   const void* bias;               // [G*M] accumulator type, or null
   Activation activation;
@@ -39,10 +40,23 @@ struct Conv2dFlatWeightParams {
   Activation activation;
 };
 
+// The data gradient of a step of s: each of s x s phases is a pass of its own over the same source, and gives
+// every s-th row and column of the result.
+struct Conv2dFlatPhases {
+  int64_t step;
+  const Conv2dFlatParams* phase;  // [step][step], of equal sources, `result` and `stream` unused
+  int64_t phase_width;            // columns of a phase's rows
+  void* result;                   // [N,G*M,height,width], contiguous
+  int64_t height, width;
+};
+
 struct Conv2dFlatKernels {
   int64_t lanes[kNumDTypes];
   // One group of one image. `scratch`: C * channel_stride accumulators where the planes are copied.
   void (*group[kNumDTypes])(const Conv2dFlatParams& params, int64_t image, int64_t group, void* scratch);
+  // One group of one image. `scratch`: step * step * M * size accumulators, of the largest phase, a vector
+  // and those of a copy.
+  void (*phases[kNumDTypes])(const Conv2dFlatPhases& params, int64_t image, int64_t group, void* scratch);
   // The gradient of one group's weight, [M][C][taps], and bias, [M] or null, over images [begin, end).
   // `scratch`: M * (C * taps + 1) * lanes + M * size accumulators and those of a copy.
   void (*weight[kNumDTypes])(const Conv2dFlatWeightParams& params, int64_t begin, int64_t end, int64_t group,

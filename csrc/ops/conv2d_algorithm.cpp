@@ -253,9 +253,12 @@ bool planes_wins(const Conv2dShape& s, Conv2dPass pass) {
   }
   if (slow_native) return t.group_channels <= 16;
   const bool flat = s.dtype == DType::kFloat32 && flat_computes(s, pass);
-  if (flat && !t.depthwise) return t.group_channels <= 16;
+  // Planes of a vector or two leave lanes empty, and the phases of a strided data gradient are planes.
+  const bool phases = t.strided && pass == Conv2dPass::kGradInput;
+  if (flat && !t.depthwise)
+    return (!phases || t.pixels >= 100) && t.group_channels <= (t.pixels >= 36 ? 16 : 8);
   const int64_t most = s.dtype == DType::kBFloat16 ? 4 : 8;  // oneDNN multiplies pairs of bfloat16
-  return (flat || !t.strided) && t.group_channels <= most && s.result_width() >= 24;
+  return (flat || !t.strided) && t.group_channels <= most && s.result_width() >= (phases ? 14 : 24);
 }
 
 // ---- The table ----

@@ -178,6 +178,28 @@ void run_planes(const Conv2dPlanesKernels& table, const Problem& p, const Data& 
 
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
+// Four equal phases: every result is there four times.
+void run_phases(const Conv2dFlatKernels& table, const Problem& p, const Conv2dFlatParams& params,
+                const Expected& e, const std::string& what) {
+  const int dtype = static_cast<int>(p.dtype);
+  const int64_t height = 2 * p.output.h, width = 2 * p.output.w, planes = p.output.n * p.output.c;
+  const std::vector<Conv2dFlatParams> phases(4, params);
+  Buffer result(p.dtype, planes * height * width), each(p.dtype, p.output.size());
+  Buffer scratch(accumulator_of(p.dtype),
+                 4 * p.results() * params.size + table.lanes[dtype] + p.sources() * params.channel_stride);
+  const Conv2dFlatPhases all{2, phases.data(), p.output.w, result.data(), height, width};
+  for (int64_t i = 0; i < p.input.n * p.groups; ++i) {
+    table.phases[dtype](all, i / p.groups, i % p.groups, scratch.data());
+  }
+  for (int64_t phase = 0; phase < 4; ++phase) {
+    for (int64_t i = 0; i < p.output.size(); ++i) {
+      const int64_t plane = i / params.size, y = i % params.size / p.output.w, x = i % p.output.w;
+      each.set(i, result.get((plane * height + 2 * y + phase / 2) * width + 2 * x + phase % 2));
+    }
+    expect_close(each, e.output, additions_of(p), 1, what + ": flat phase");
+  }
+}
+
 void run_flat(const Conv2dFlatKernels& table, const Problem& p, const Data& d, const Expected& e,
               const std::string& what) {
   const int64_t parts = (p.input.w + p.step - 1) / p.step;
@@ -199,6 +221,7 @@ void run_flat(const Conv2dFlatKernels& table, const Problem& p, const Data& d, c
   params.part_size = (p.input.h + p.step - 1) / p.step * p.output.w;
   params.channel_stride = p.step * p.step * params.part_size;
   params.taps = window;
+  params.taps_w = p.kernel;
   params.size = p.output.h * p.output.w;
   std::vector<int64_t> offset;
   std::vector<uint16_t> mask(
@@ -216,6 +239,16 @@ void run_flat(const Conv2dFlatKernels& table, const Problem& p, const Data& d, c
   }
   params.offset = offset.data();
   params.mask = mask.data();
+  std::vector<uint8_t> uniform;
+  for (size_t v = 0; v < mask.size() / static_cast<size_t>(window); ++v) {
+    uniform.push_back(1);
+    for (int64_t k = 0; k < window; ++k) {
+      const auto first = v * static_cast<size_t>(window);
+      if (mask[first + static_cast<size_t>(k)] != mask[first + static_cast<size_t>(k % p.kernel)])
+        uniform[v] = 0;
+    }
+  }
+  params.uniform = uniform.data();
   Buffer weight(accumulator_of(p.dtype), p.weights());
   for (int64_t i = 0; i < p.weights(); ++i) {
     const int64_t k = i % window, c = i / window % p.sources(), m = i / window / p.sources();
@@ -233,6 +266,7 @@ void run_flat(const Conv2dFlatKernels& table, const Problem& p, const Data& d, c
     table.group[dtype](params, i / p.groups, i % p.groups, scratch.data());
   }
   expect_close(output, e.output, additions_of(p), 1, what + ": flat output");
+  if (p.step == 1) run_phases(table, p, params, e, what);
   params.activated = nullptr;
   params.copied = p.step > 1 || p.dtype != accumulator_of(p.dtype);
   const Conv2dFlatWeightParams gradient{params, d.grad.data(), nullptr, Activation::kNone};

@@ -46,14 +46,23 @@ bool rows_match(int64_t width, int64_t step, int64_t cols) {
   return step == 1 ? width == cols : (width + step - 1) / step <= cols;
 }
 
-// Geometry of a pass whose result column x meets source columns x * step + k * dilation - padding.
+// Distances of an axis' taps: k * dilation - padding.
+std::vector<int64_t> taps_of(int64_t kernel, int64_t dilation, int64_t padding) {
+  std::vector<int64_t> taps;
+  for (int64_t k = 0; k < kernel; ++k) taps.push_back(k * dilation - padding);
+  return taps;
+}
+
+// Geometry of a pass whose result column x meets source columns x * step + tap.
 struct FlatSetup {
   Conv2dFlatParams params{};
   std::vector<int64_t> offset;
   std::vector<uint16_t> mask;
+  std::vector<uint8_t> uniform;
 
-  FlatSetup(const at::Tensor& source, DType dtype, int64_t groups, int64_t step, at::IntArrayRef kernel,
-            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t rows, int64_t cols, bool activated) {
+  FlatSetup(const at::Tensor& source, DType dtype, int64_t groups, int64_t step,
+            const std::vector<int64_t>& row_taps, const std::vector<int64_t>& col_taps, int64_t rows,
+            int64_t cols, bool activated) {
     Conv2dFlatParams& p = params;
     p.groups = groups;
     p.source_channels = source.size(1) / groups;
@@ -65,12 +74,12 @@ struct FlatSetup {
     p.row_stride = cols;
     p.part_size = (p.height + step - 1) / step * cols;
     p.channel_stride = step * step * p.part_size;
-    p.taps = kernel[0] * kernel[1];
+    p.taps_w = static_cast<int64_t>(col_taps.size());
+    p.taps = static_cast<int64_t>(row_taps.size()) * p.taps_w;
     p.size = rows * cols;
     std::vector<int64_t> first_row, first_col;
-    for (int64_t i = 0; i < kernel[0]; ++i) {
-      for (int64_t k = 0; k < kernel[1]; ++k) {
-        const int64_t row = i * dilation[0] - padding[0], col = k * dilation[1] - padding[1];
+    for (const int64_t row : row_taps) {
+      for (const int64_t col : col_taps) {
         const int64_t y = floor_div(row, step), x = floor_div(col, step);
         const int64_t part = (row - y * step) * step + col - x * step;
         offset.push_back(part * p.part_size + y * cols + x);
@@ -94,9 +103,46 @@ struct FlatSetup {
       }
     }
     p.mask = mask.data();
+    const size_t vectors = static_cast<size_t>((p.size + lanes - 1) / lanes + kFlatSpareVectors);
+    uniform.assign(vectors, 1);
+    const auto window = static_cast<size_t>(p.taps), width = static_cast<size_t>(p.taps_w);
+    for (size_t v = 0; v < vectors; ++v) {
+      for (size_t k = width; k < window; ++k) {
+        if (mask[v * window + k] != mask[v * window + k % width]) uniform[v] = 0;
+      }
+    }
+    p.uniform = uniform.data();
   }
 
   int64_t copy_size() const { return params.copied ? params.source_channels * params.channel_stride : 0; }
+};
+
+FlatSetup forward_setup(const Conv2dShape& s, const at::Tensor& input) {
+  return {input,
+          s.dtype,
+          s.groups,
+          s.stride[0],
+          taps_of(s.kernel_h, s.dilation[0], s.padding[0]),
+          taps_of(s.kernel_w, s.dilation[1], s.padding[1]),
+          s.result_height(),
+          s.result_width(),
+          false};
+}
+
+// The taps of one axis that reach the results of a phase: kernel positions first, first + every, ..., at
+// falling distances in the gradient.
+struct PhaseTaps {
+  int64_t first = 0, every = 1;
+  std::vector<int64_t> taps;
+  PhaseTaps(int64_t phase, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+    for (int64_t k = kernel - 1, last = -1; k >= 0; --k) {
+      const int64_t distance = phase + padding - k * dilation;
+      if (distance % stride != 0) continue;
+      taps.insert(taps.begin(), distance / stride);
+      if (last >= 0) every = last - k;
+      first = last = k;
+    }
+  }
 };
 
 // `weight`: [G*M,C,KH,KW].
@@ -127,6 +173,55 @@ void run_flat(const Conv2dShape& shape, FlatSetup& setup, const at::Tensor& weig
                    });
 }
 
+// The data gradient of a strided layer.
+void run_phases(const Conv2dBackward& pass, const at::Tensor& grad, const at::Tensor& output,
+                at::Tensor& grad_input) {
+  const Conv2dShape& s = pass.shape;
+  const Conv2dFlatKernels& table = kernels();
+  const int dtype = static_cast<int>(s.dtype);
+  const int64_t step = s.stride[0], cols = s.result_width();
+  std::vector<FlatSetup> setups;
+  std::vector<at::Tensor> weights;
+  std::vector<Conv2dFlatParams> params;
+  const at::Tensor wide = widened(pass.weight);
+  const at::Tensor grouped =
+      wide.view({s.groups, s.result_channels / s.groups, s.channels / s.groups, s.kernel_h, s.kernel_w});
+  for (int64_t row = 0; row < step; ++row) {
+    const PhaseTaps down(row, s.kernel_h, step, s.padding[0], s.dilation[0]);
+    for (int64_t col = 0; col < step; ++col) {
+      const PhaseTaps along(col, s.kernel_w, step, s.padding[1], s.dilation[1]);
+      const auto h = static_cast<int64_t>(down.taps.size()), w = static_cast<int64_t>(along.taps.size());
+      setups.emplace_back(grad, s.dtype, s.groups, 1, h * w > 0 ? down.taps : std::vector<int64_t>(),
+                          h * w > 0 ? along.taps : std::vector<int64_t>(), (s.height - row + step - 1) / step,
+                          cols, output.defined());
+      weights.push_back(grouped.slice(3, down.first, down.first + h * down.every, down.every)
+                            .slice(4, along.first, along.first + w * along.every, along.every)
+                            .permute({0, 1, 3, 4, 2})
+                            .contiguous());
+      Conv2dFlatParams p = setups.back().params;
+      p.weight = weights.back().const_data_ptr();
+      p.result_channels = s.channels / s.groups;
+      if (output.defined()) {
+        p.activated = output.const_data_ptr();
+        p.source_activation = pass.activation;
+      }
+      params.push_back(p);
+    }
+  }
+  const Conv2dFlatPhases phases{step, params.data(), cols, grad_input.mutable_data_ptr(), s.height, s.width};
+  const int64_t part = params[0].result_channels * params[0].size;
+  const size_t scratch = static_cast<size_t>(
+      (step * step * part + setups[0].copy_size() + table.lanes[dtype]) * accumulator_size(s.dtype));
+  const int64_t cost = std::max<int64_t>(1, part * params[0].source_channels * s.kernel_h * s.kernel_w);
+  at::parallel_for(0, s.batch * s.groups, std::max<int64_t>(1, (1 << 19) / cost),
+                   [&](int64_t begin, int64_t end) {
+                     void* memory = thread_scratch(scratch);
+                     for (int64_t i = begin; i < end; ++i) {
+                       table.phases[dtype](phases, i / s.groups, i % s.groups, memory);
+                     }
+                   });
+}
+
 }  // namespace
 
 at::Tensor turned(const at::Tensor& weight, int64_t groups) {
@@ -144,7 +239,8 @@ bool flat_computes(const Conv2dShape& s, Conv2dPass pass) {
     return false;
   }
   const int64_t cols = s.result_width(), results = s.result_channels / s.groups;
-  if (pass == Conv2dPass::kGradInput) return s.stride[0] == 1 && cols == s.width;
+  // Every phase of the data gradient has rows that are no longer than the gradient's.
+  if (pass == Conv2dPass::kGradInput) return rows_match(s.width, s.stride[0], cols);
   if (pass == Conv2dPass::kGradWeight && s.channels / s.groups * results > kMostProducts) return false;
   return rows_match(s.width, s.stride[0], cols);
 }
@@ -152,8 +248,7 @@ bool flat_computes(const Conv2dShape& s, Conv2dPass pass) {
 bool flat_forward(const Conv2dForward& pass) {
   const Conv2dShape& s = pass.shape;
   const at::Tensor input = pass.input.contiguous();
-  FlatSetup setup(input, s.dtype, s.groups, s.stride[0], {s.kernel_h, s.kernel_w}, s.padding, s.dilation,
-                  s.result_height(), s.result_width(), false);
+  FlatSetup setup = forward_setup(s, input);
   const at::Tensor bias = pass.bias != nullptr ? widened(*pass.bias) : at::Tensor();
   if (bias.defined()) setup.params.bias = bias.const_data_ptr();
   setup.params.activation = pass.activation;
@@ -165,10 +260,14 @@ bool flat_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
   const Conv2dShape& s = pass.shape;
   const at::Tensor grad = pass.grad_output.contiguous();
   const at::Tensor output = pass.output != nullptr ? pass.output->contiguous() : at::Tensor();
-  const int64_t padding[] = {s.dilation[0] * (s.kernel_h - 1) - s.padding[0],
-                             s.dilation[1] * (s.kernel_w - 1) - s.padding[1]};
-  FlatSetup setup(grad, s.dtype, s.groups, 1, {s.kernel_h, s.kernel_w}, padding, s.dilation, s.height,
-                  s.width, output.defined());
+  if (s.stride[0] > 1) {
+    run_phases(pass, grad, output, grad_input);
+    return true;
+  }
+  FlatSetup setup(grad, s.dtype, s.groups, 1,
+                  taps_of(s.kernel_h, s.dilation[0], s.dilation[0] * (s.kernel_h - 1) - s.padding[0]),
+                  taps_of(s.kernel_w, s.dilation[1], s.dilation[1] * (s.kernel_w - 1) - s.padding[1]),
+                  s.height, s.width, output.defined());
   if (output.defined()) {
     setup.params.activated = output.const_data_ptr();
     setup.params.source_activation = pass.activation;
@@ -184,8 +283,7 @@ bool flat_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::T
   const int dtype = static_cast<int>(s.dtype);
   const at::Tensor input = pass.input.contiguous(), grad = pass.grad_output.contiguous();
   const at::Tensor output = pass.output != nullptr ? pass.output->contiguous() : at::Tensor();
-  FlatSetup setup(input, s.dtype, s.groups, s.stride[0], {s.kernel_h, s.kernel_w}, s.padding, s.dilation,
-                  s.result_height(), s.result_width(), false);
+  FlatSetup setup = forward_setup(s, input);
   Conv2dFlatParams& p = setup.params;
   p.result_channels = s.result_channels / s.groups;
   const Conv2dFlatWeightParams params{p, grad.const_data_ptr(),

@@ -131,7 +131,7 @@ bool planes_computes(const Conv2dShape& s, Conv2dPass pass) {
     case Conv2dPass::kForward:
       return same_steps(s);
     case Conv2dPass::kGradInput:
-      return unit_steps;
+      return unit_steps || flat(s, pass);
     default:
       if (flat(s, pass)) return true;
       return unit_steps && s.dilation[0] == 1 && s.dilation[1] == 1 && s.groups == s.channels &&

@@ -251,7 +251,7 @@ def _adaptive_pooling() -> Iterator[Case]:
 
 
 def _batch_norm() -> Iterator[Case]:
-    def case(shape: Any, training: bool, act: str, residual: bool) -> Case:
+    def case(shape: Any, training: bool, act: str, residual: bool, inplace: bool = False) -> Case:
         channels = shape[1]
 
         def statistics(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,23 +262,34 @@ def _batch_norm() -> Iterator[Case]:
         def ours(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             *other, weight, bias = rest
             mean, var = statistics(x)
-            y = _ops().batch_norm_act(x, weight, bias, mean, var, training, 0.1, 1e-5, act, *other)
+            if not inplace:
+                y = _ops().batch_norm_act(x, weight, bias, mean, var, training, 0.1, 1e-5, act, *other)
+                return y, mean, var
+            y = x * 1
+            _ops().batch_norm_act_(y, away(weight), bias, mean, var, training, 0.1, 1e-5, act, *other)
             return y, mean, var
 
         def reference(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             *other, weight, bias = rest
             mean, var = statistics(x)
-            y = F.batch_norm(x, mean, var, weight, bias, training, 0.1, 1e-5)
+            scale = away(weight) if inplace else weight
+            y = F.batch_norm(x, mean, var, scale, bias, training, 0.1, 1e-5)
             return _ACTIVATIONS[act](y + other[0] if other else y), mean, var
 
+        def away(weight: Tensor) -> Tensor:
+            """From 0, where the output does not tell the input."""
+            return weight.abs() + 0.5
+
+        name = "batch_norm_act_" if inplace else "batch_norm_act"
         shapes = (shape, *([shape] if residual else []), (channels,), (channels,))
-        return Case("batch_norm_act", shapes, ours, reference, float32_from=len(shapes) - 2)
+        return Case(name, shapes, ours, reference, float32_from=len(shapes) - 2)
 
     for training in (True, False):
         yield case((4, 6, 9, 7), training, "none", False)
         yield case((3, 16, 8, 8), training, "sigmoid", False)
         yield case((3, 16, 8, 8), training, "relu", True)
         yield case((10, 20), training, "none", False)
+        yield case((4, 6, 9, 7), training, "none", False, inplace=True)
 
 
 def _cells() -> Iterator[Case]:

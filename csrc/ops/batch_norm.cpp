@@ -11,6 +11,7 @@
 #include "activation.h"
 #include "dtype.h"
 #include "gradient_guard.h"
+#include "optional_tensor.h"
 
 namespace d2lfast::ops {
 
@@ -20,8 +21,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<at::Tensor>;
-
-bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
 
 std::string_view activation_name(Activation activation) {
   constexpr std::array<std::string_view, 4> kNames = {"none", "relu", "sigmoid", "tanh"};

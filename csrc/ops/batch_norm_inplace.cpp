@@ -10,6 +10,7 @@
 #include "batch_norm.h"
 #include "cpu/batch_norm_channels.h"
 #include "gradient_guard.h"
+#include "optional_tensor.h"
 
 // Batch norm that writes over its input. Backward has the output only: it finds the normalised value
 // x_hat = (output - bias) / weight, and ReLU's decisions by the output's sign.
@@ -23,7 +24,6 @@ using torch::autograd::Variable;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<at::Tensor>;
 
-bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
 bool wants_gradient(const OptionalTensor& tensor) { return given(tensor) && tensor->requires_grad(); }
 
 // Whether (output - bias) / weight keeps x_hat: to some 16 roundings of it, and float16 outputs from their

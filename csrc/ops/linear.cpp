@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "gradient_guard.h"
+#include "optional_tensor.h"
 
 // A linear layer of few features and many rows: the products of a block of rows while it is in the cache.
 
@@ -68,9 +69,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
 };
 
 Tensor autograd(const Tensor& input, const Tensor& weight, const Optional& bias) {
-  const bool given = bias.has_value() && bias->defined();
   if (at::GradMode::is_enabled() &&
-      (input.requires_grad() || weight.requires_grad() || (given && bias->requires_grad()))) {
+      (input.requires_grad() || weight.requires_grad() || (given(bias) && bias->requires_grad()))) {
     return LinearFunction::apply(input, weight, bias);
   }
   at::AutoDispatchBelowADInplaceOrView guard;

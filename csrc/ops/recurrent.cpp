@@ -13,6 +13,7 @@
 #include "activation.h"
 #include "autocast.h"
 #include "gradient_guard.h"
+#include "optional_tensor.h"
 
 // Schemas, autograd and autocast of the recurrent cells.
 
@@ -95,8 +96,6 @@ LSTMGrads call_lstm_backward(const Optional& grad_h, const Optional& grad_c, con
   const GradientGuard guard;
   return op.call(grad_h, grad_c, input, hx, cx, w_ih, w_hh, gates, cell, mask);
 }
-
-bool given(const Optional& tensor) { return tensor.has_value() && tensor->defined(); }
 
 Optional optional_of(const Tensor& tensor) { return tensor.defined() ? Optional(tensor) : Optional(); }
 

@@ -20,6 +20,10 @@ def batch_norm_act(x, w, b, mean, var, training, momentum, eps, activation="none
     return ACTIVATIONS[activation](y if residual is None else y + residual).to(x.dtype)
 
 
+def in_place(function):
+    return lambda x, *arguments: x.copy_(function(x.clone(), *arguments))
+
+
 def rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity):
     return getattr(torch, f"rnn_{nonlinearity}_cell")(x, h, w_ih, w_hh, b_ih, b_hh)
 
@@ -42,6 +46,7 @@ NATIVE = {
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
     "adaptive_max_pool2d": lambda x, size: F.adaptive_max_pool2d(x, size, return_indices=True),
     "batch_norm_act": batch_norm_act,
+    "batch_norm_act_": in_place(batch_norm_act),
     "rnn_cell": rnn_cell,
     "rnn_layer": layer(torch._VF.rnn_tanh, 1),
     "gru_layer": layer(torch._VF.gru, 1),
@@ -119,7 +124,8 @@ def shifted(output, amount):
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_wrong_results_and_wrong_gradients_fail(monkeypatch, name):
-    native = NATIVE[name]
+    overwrites = name.endswith("_")
+    native = NATIVE[name.removesuffix("_")]
 
     def sloped(*arguments):
         return native(Slope.apply(arguments[0]), *arguments[1:])
@@ -133,10 +139,11 @@ def test_wrong_results_and_wrong_gradients_fail(monkeypatch, name):
         (sloped, "differs from native PyTorch"),
         (raising, "RuntimeError: no such kernel"),
     ):
+        function = in_place(wrong) if overwrites else wrong
         with monkeypatch.context() as patch:
             quick(patch)
             patch.setattr(selftest, "cases", lambda: [case for case in ALL if case.operator == name])
-            rows = [row for row in run(patch, **{name: wrong}) if row.operator == name]
+            rows = [row for row in run(patch, **{name: function}) if row.operator == name]
         assert [(row.status, row.reason) for row in rows] == [("failed", reason)]
 
 

@@ -1,9 +1,9 @@
 #include <ATen/core/Tensor.h>
-#include <torch/library.h>
 
 #include "../adaptive_pool2d.h"
 #include "../allocate.h"
 #include "../dtype.h"
+#include "operators.h"
 #include "parallel_items.h"
 #include "pool2d_tables.h"
 
@@ -37,6 +37,8 @@ void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at
                                       : table.scratch(params.w, params.oh, params.ow);
   parallel_items(kernels[static_cast<int>(dtype)], params, items, image.numel() / items, scratch, dtype);
 }
+
+}  // namespace
 
 at::Tensor adaptive_avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef output_size) {
   const at::Tensor images = check_adaptive("adaptive_avg_pool2d", input, output_size, false);
@@ -101,15 +103,6 @@ at::Tensor adaptive_max_pool2d_backward_cpu(const at::Tensor& grad_output, const
         channels_last, 0, dtype);
   }
   return like_batching_of(grad_output, result);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("adaptive_avg_pool2d", adaptive_avg_pool2d_cpu);
-  m.impl("_adaptive_avg_pool2d_backward", adaptive_avg_pool2d_backward_cpu);
-  m.impl("adaptive_max_pool2d", adaptive_max_pool2d_cpu);
-  m.impl("_adaptive_max_pool2d_backward", adaptive_max_pool2d_backward_cpu);
 }
 
 }  // namespace d2lfast::ops

@@ -1,11 +1,11 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include "../activation.h"
 #include "../allocate.h"
 #include "../batch_norm.h"
 #include "../dtype.h"
 #include "batch_norm_runner.h"
+#include "operators.h"
 
 namespace d2lfast::ops {
 
@@ -130,26 +130,22 @@ Gradients backward(const at::Tensor& grad_output, const at::Tensor& input, const
   return {grad_input, grad_weight, grad_bias, grad_residual};
 }
 
-Gradients backward_cpu(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
-                       const at::Tensor& statistics, const OptionalTensor& output, const OptionalTensor& mask,
-                       bool training, std::string_view activation, std::array<bool, 4> output_mask) {
+}  // namespace
+
+Gradients batch_norm_act_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                      const OptionalTensor& weight, const at::Tensor& statistics,
+                                      const OptionalTensor& output, const OptionalTensor& mask, bool training,
+                                      std::string_view activation, std::array<bool, 4> output_mask) {
   return backward(grad_output, input, weight, {}, statistics, output, mask, false, training, activation,
                   output_mask);
 }
 
-Gradients inplace_backward_cpu(const at::Tensor& grad_output, const at::Tensor& output,
-                               const OptionalTensor& weight, const OptionalTensor& bias,
-                               const at::Tensor& statistics, bool training, std::string_view activation,
-                               std::array<bool, 4> output_mask) {
+Gradients batch_norm_inplace_backward_cpu(const at::Tensor& grad_output, const at::Tensor& output,
+                                          const OptionalTensor& weight, const OptionalTensor& bias,
+                                          const at::Tensor& statistics, bool training,
+                                          std::string_view activation, std::array<bool, 4> output_mask) {
   return backward(grad_output, output, weight, bias, statistics, output, {}, true, training, activation,
                   output_mask);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("_batch_norm_act_backward", backward_cpu);
-  m.impl("_batch_norm_inplace_backward", inplace_backward_cpu);
 }
 
 }  // namespace d2lfast::ops

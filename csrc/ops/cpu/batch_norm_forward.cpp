@@ -1,6 +1,5 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <cmath>
 
@@ -8,15 +7,15 @@
 #include "../allocate.h"
 #include "../batch_norm.h"
 #include "../dtype.h"
+#include "../optional_tensor.h"
 #include "batch_norm_runner.h"
+#include "operators.h"
 
 namespace d2lfast::ops {
 
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
-
-bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
 
 // What backward needs beside the input: the arguments of _batch_norm_act_backward.
 struct Saved {
@@ -138,15 +137,17 @@ at::Tensor forward(const at::Tensor& input, const OptionalTensor& weight, const 
   return output;
 }
 
-at::Tensor forward_cpu(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                       const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
-                       double momentum, double eps, std::string_view activation,
-                       const OptionalTensor& residual) {
+}  // namespace
+
+at::Tensor batch_norm_act_cpu(const at::Tensor& input, const OptionalTensor& weight,
+                              const OptionalTensor& bias, const OptionalTensor& running_mean,
+                              const OptionalTensor& running_var, bool training, double momentum, double eps,
+                              std::string_view activation, const OptionalTensor& residual) {
   return forward(input, weight, bias, running_mean, running_var, training, momentum, eps, activation,
                  residual, nullptr);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_saving_cpu(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_saving_cpu(
     const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double momentum,
     double eps, std::string_view activation, const OptionalTensor& residual) {
@@ -155,6 +156,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_saving_cpu(
                               activation, residual, &saved);
   return {std::move(output), std::move(saved.statistics), std::move(saved.mask)};
 }
+
+namespace {
 
 at::Tensor inplace(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
@@ -172,29 +175,23 @@ at::Tensor inplace(const at::Tensor& input, const OptionalTensor& weight, const 
   return saved.statistics;
 }
 
-void forward_inplace_cpu(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                         const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
-                         double momentum, double eps, std::string_view activation,
-                         const OptionalTensor& residual) {
+}  // namespace
+
+void batch_norm_act_inplace_cpu(const at::Tensor& input, const OptionalTensor& weight,
+                                const OptionalTensor& bias, const OptionalTensor& running_mean,
+                                const OptionalTensor& running_var, bool training, double momentum, double eps,
+                                std::string_view activation, const OptionalTensor& residual) {
   inplace(input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual,
           false);
 }
 
-at::Tensor saving_inplace_cpu(const at::Tensor& input, const OptionalTensor& weight,
-                              const OptionalTensor& bias, const OptionalTensor& running_mean,
-                              const OptionalTensor& running_var, bool training, double momentum, double eps,
-                              std::string_view activation, const OptionalTensor& residual) {
+at::Tensor batch_norm_inplace_saving_cpu(const at::Tensor& input, const OptionalTensor& weight,
+                                         const OptionalTensor& bias, const OptionalTensor& running_mean,
+                                         const OptionalTensor& running_var, bool training, double momentum,
+                                         double eps, std::string_view activation,
+                                         const OptionalTensor& residual) {
   return inplace(input, weight, bias, running_mean, running_var, training, momentum, eps, activation,
                  residual, true);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("batch_norm_act", forward_cpu);
-  m.impl("batch_norm_act_", forward_inplace_cpu);
-  m.impl("_batch_norm_inplace_saving", saving_inplace_cpu);
-  m.impl("_batch_norm_act_saving", forward_saving_cpu);
 }
 
 }  // namespace d2lfast::ops

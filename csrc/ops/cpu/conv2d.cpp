@@ -2,13 +2,13 @@
 
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
-#include <torch/library.h>
 
 #include "../activation.h"
 #include "../allocate.h"
 #include "../conv2d_tuning.h"
 #include "../layout.h"
 #include "conv2d_passes.h"
+#include "operators.h"
 
 namespace d2lfast::ops {
 
@@ -47,6 +47,8 @@ const Conv2dPasses* passes_of(Conv2dAlgorithm algorithm) {
   }
   return nullptr;
 }
+
+}  // namespace
 
 at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight,
                       const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
@@ -150,13 +152,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
     if (!t->defined()) *t = empty({0}, input.options());
   }
   return {grad_input, grad_weight, grad_bias};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("conv2d", conv2d_cpu);
-  m.impl("_conv2d_backward", conv2d_backward_cpu);
 }
 
 }  // namespace d2lfast::ops

@@ -1,6 +1,5 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
@@ -10,6 +9,7 @@
 #include "../allocate.h"
 #include "../cross_entropy.h"
 #include "../dtype.h"
+#include "operators.h"
 
 namespace d2lfast::cpu {
 namespace baseline {
@@ -82,8 +82,10 @@ double number(const Tensor& tensor, int64_t at) {
 // Rows that one task takes; the loss is summed by task, so this depends on the shape alone.
 int64_t task_rows(int64_t classes) { return std::clamp<int64_t>((1 << 14) / classes, 1, 1024); }
 
-std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target, int64_t reduction,
-                                         int64_t ignore_index) {
+}  // namespace
+
+std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& input, const Tensor& target, int64_t reduction,
+                                             int64_t ignore_index) {
   check_cross_entropy(input, target, reduction);
   const int dtype = static_cast<int>(kernel_dtype(input, "cross_entropy"));
   const Tensor rows = class_rows(input), places = positions(target);
@@ -127,8 +129,8 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& targ
   return {total.to(input.scalar_type()), statistics};
 }
 
-Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                              const Tensor& statistics, int64_t reduction, int64_t ignore_index) {
+Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                                  const Tensor& statistics, int64_t reduction, int64_t ignore_index) {
   check_cross_entropy(input, target, reduction);
   const int dtype = static_cast<int>(kernel_dtype(input, "cross_entropy"));
   const Tensor rows = class_rows(input), places = positions(target);
@@ -158,13 +160,6 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, co
                    [&](int64_t begin, int64_t end) { kernel(p, begin * size, std::min(count, end * size)); });
   if (!direct) grad_input.copy_(grad_rows.view(input.movedim(1, -1).sizes()).movedim(-1, 1));
   return grad_input;
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("_cross_entropy", cross_entropy);
-  m.impl("_cross_entropy_backward", cross_entropy_backward);
 }
 
 }  // namespace d2lfast::ops

@@ -1,11 +1,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "../allocate.h"
+#include "operators.h"
 #include "panel_products.h"
 #include "scratch.h"
 
@@ -106,7 +106,9 @@ void check(const Tensor& input, const Tensor& weight, const Optional& bias) {
               "sizes ", input.sizes(), " and ", weight.sizes(), " are not those of a linear layer");
 }
 
-Tensor linear(const Tensor& input, const Tensor& weight, const Optional& bias) {
+}  // namespace
+
+Tensor linear_cpu(const Tensor& input, const Tensor& weight, const Optional& bias) {
   check(input, weight, bias);
   const LinearRows layer(input, weight);
   const Tensor x = input.contiguous(), w = weight.t().contiguous();
@@ -130,8 +132,8 @@ Tensor linear(const Tensor& input, const Tensor& weight, const Optional& bias) {
 
 // Each block is multiplied with the weight and added to the weight's gradient while it is in the cache. Parts
 // have sums of their own, which are added in order.
-std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad_output, const Tensor& input,
-                                                   const Tensor& weight, std::array<bool, 3> mask) {
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const Tensor& input,
+                                                       const Tensor& weight, std::array<bool, 3> mask) {
   check(input, weight, {});
   TORCH_CHECK(grad_output.scalar_type() == input.scalar_type() && grad_output.dim() == input.dim() &&
                   grad_output.size(-1) == weight.size(0) &&
@@ -169,13 +171,6 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad_output, co
     add_rows(layer.at(sums, weights), weights + outputs, layer.parts, outputs, grad_bias.data_ptr());
   }
   return {grad_input, grad_weight, grad_bias};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("_linear", linear);
-  m.impl("_linear_backward", linear_backward);
 }
 
 }  // namespace d2lfast::ops

@@ -1,10 +1,9 @@
 #include "../pool2d.h"
 
-#include <torch/library.h>
-
 #include "../allocate.h"
 #include "../dtype.h"
 #include "../layout.h"
+#include "operators.h"
 #include "parallel_items.h"
 #include "pool2d_tables.h"
 
@@ -64,6 +63,8 @@ std::tuple<at::Tensor, at::Tensor> max_pool2d_forward(const at::Tensor& input, a
   return {like_batching_of(input, output), with_position ? like_batching_of(input, position) : at::Tensor()};
 }
 
+}  // namespace
+
 at::Tensor max_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                           at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
   return std::get<0>(max_pool2d_forward(input, kernel_size, stride, padding, dilation, ceil_mode, false));
@@ -76,6 +77,8 @@ std::tuple<at::Tensor, at::Tensor> max_pool2d_with_position_cpu(const at::Tensor
                                                                 at::IntArrayRef dilation, bool ceil_mode) {
   return max_pool2d_forward(input, kernel_size, stride, padding, dilation, ceil_mode, true);
 }
+
+namespace {
 
 template <typename P>
 void positions_to_indices(const P* position, int64_t* index, const Pool2dShape& s, bool channels_last) {
@@ -97,6 +100,8 @@ void positions_to_indices(const P* position, int64_t* index, const Pool2dShape& 
                      }
                    });
 }
+
+}  // namespace
 
 at::Tensor max_pool2d_position_to_index_cpu(const at::Tensor& position, at::IntArrayRef input_size,
                                             at::IntArrayRef kernel_size, at::IntArrayRef stride,
@@ -151,10 +156,14 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
   return like_batching_of(grad_output, result);
 }
 
+namespace {
+
 int64_t divisor_of(std::optional<int64_t> divisor_override) {
   TORCH_CHECK(!divisor_override.has_value() || *divisor_override != 0, "divisor must be not zero");
   return divisor_override.value_or(0);
 }
+
+}  // namespace
 
 at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                           at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
@@ -221,17 +230,6 @@ at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, at::IntArrayRe
                    table.backward_scratch(params), dtype);
   }
   return like_batching_of(grad_output, result);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("max_pool2d", max_pool2d_cpu);
-  m.impl("_max_pool2d_with_position", max_pool2d_with_position_cpu);
-  m.impl("_max_pool2d_position_to_index", max_pool2d_position_to_index_cpu);
-  m.impl("_max_pool2d_backward", max_pool2d_backward_cpu);
-  m.impl("avg_pool2d", avg_pool2d_cpu);
-  m.impl("_avg_pool2d_backward", avg_pool2d_backward_cpu);
 }
 
 }  // namespace d2lfast::ops

@@ -1,6 +1,5 @@
 #include "recurrent_layer_backward.h"
-
-#include <torch/library.h>
+#include "operators.h"
 
 namespace d2lfast::ops {
 
@@ -10,12 +9,14 @@ using at::Tensor;
 using Optional = std::optional<Tensor>;
 
 // Inner stride 1 in the dtype of the computation.
-Tensor readable(const Tensor& tensor, const CPURecurrentLayer& layer, bool packed) {
+Tensor dense_rows(const Tensor& tensor, const CPURecurrentLayer& layer, bool packed) {
   const Tensor x = tensor.to(layer.compute);
   return (packed || x.size(-1) == 0 || x.stride(-1) != 1) && !x.is_contiguous() ? x.contiguous() : x;
 }
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_layer_backward(
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_layer_backward_cpu(
     const Optional& grad_output, const Optional& grad_h, const Optional& grad_c, const Tensor& input,
     const Optional& batch_sizes, const Tensor& hx, const Optional& cx, at::TensorList weights,
     const Tensor& output, const Tensor& saved, const Tensor& cells, std::string_view mode, bool bias,
@@ -25,14 +26,15 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_layer_backward
   const bool packed = batch_sizes.has_value() && batch_sizes->defined();
   const auto given = [](const Optional& tensor) { return tensor.has_value() ? *tensor : Tensor(); };
   const Tensor grad = given(grad_output);
-  const Tensor x = layer.tokens ? input.contiguous() : readable(input, layer, packed);
+  const Tensor x = layer.tokens ? input.contiguous() : dense_rows(input, layer, packed);
   const bool lstm = layer.mode == RecurrentMode::kLSTM;
   // Alive until the end of the pass, which keeps pointers only.
   const Tensor kept = saved.to(layer.compute).contiguous(), states = cells.to(layer.compute).contiguous();
-  RecurrentBackward backward(
-      layer, x, packed, hx.to(layer.compute).contiguous(),
-      lstm ? cx->to(layer.compute).contiguous() : Tensor(), output.to(layer.compute).contiguous(), kept,
-      states, grad.defined() ? readable(grad, layer, packed) : Tensor(), given(grad_h), given(grad_c), mask);
+  RecurrentBackward backward(layer, x, packed, hx.to(layer.compute).contiguous(),
+                             lstm ? cx->to(layer.compute).contiguous() : Tensor(),
+                             output.to(layer.compute).contiguous(), kept, states,
+                             grad.defined() ? dense_rows(grad, layer, packed) : Tensor(), given(grad_h),
+                             given(grad_c), mask);
   backward.run();
   const auto type = hx.scalar_type();
   std::vector<Tensor> weight_gradients;
@@ -42,9 +44,5 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_layer_backward
   return {backward.grad_input.to(type), backward.grad_hx.to(type), backward.grad_cx.to(type),
           std::move(weight_gradients)};
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) { m.impl("_recurrent_layer_backward", recurrent_layer_backward); }
 
 }  // namespace d2lfast::ops

@@ -1,11 +1,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "../allocate.h"
+#include "operators.h"
 #include "recurrent_layer.h"
 #include "scratch.h"
 
@@ -344,9 +344,11 @@ void check_tokens(const Tensor& tokens, int64_t inputs) {
   }
 }
 
-Results recurrent_layer_forward(const Tensor& input, const Optional& batch_sizes, const Tensor& hx,
-                                const Optional& cx, at::TensorList weights, std::string_view mode, bool bias,
-                                bool projected, bool reverse, bool save) {
+}  // namespace
+
+Results recurrent_layer_forward_cpu(const Tensor& input, const Optional& batch_sizes, const Tensor& hx,
+                                    const Optional& cx, at::TensorList weights, std::string_view mode,
+                                    bool bias, bool projected, bool reverse, bool save) {
   const CPURecurrentLayer layer(
       describe_recurrent_layer(input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse));
   const bool packed = batch_sizes.has_value() && batch_sizes->defined();
@@ -361,20 +363,13 @@ Results recurrent_layer_forward(const Tensor& input, const Optional& batch_sizes
           forward.cells.to(type)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> recurrent_layer(const Tensor& input, const Optional& batch_sizes,
-                                                   const Tensor& hx, const Optional& cx,
-                                                   at::TensorList weights, std::string_view mode, bool bias,
-                                                   bool projected, bool reverse) {
+std::tuple<Tensor, Tensor, Tensor> recurrent_layer_cpu(const Tensor& input, const Optional& batch_sizes,
+                                                       const Tensor& hx, const Optional& cx,
+                                                       at::TensorList weights, std::string_view mode,
+                                                       bool bias, bool projected, bool reverse) {
   auto [output, h_n, c_n, saved, cells] =
-      recurrent_layer_forward(input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse, false);
+      recurrent_layer_forward_cpu(input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse, false);
   return {output, h_n, c_n};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("_recurrent_layer", recurrent_layer);
-  m.impl("_recurrent_layer_forward", recurrent_layer_forward);
 }
 
 }  // namespace d2lfast::ops

@@ -1,17 +1,15 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include "../activation.h"
 #include "../allocate.h"
 #include "../batch_norm.h"
 #include "../dtype.h"
 #include "batch_norm_runner.h"
+#include "operators.h"
 
 namespace d2lfast::ops {
 
-namespace {
-
-at::Tensor moments_cpu(const at::Tensor& input) {
+at::Tensor sync_batch_norm_moments_cpu(const at::Tensor& input) {
   TORCH_CHECK(input.dim() >= 2, "expected input of at least 2 dimensions, but got input of size ",
               input.sizes());
   const DType dtype = kernel_dtype(input, "d2lfast::_sync_batch_norm_moments");
@@ -51,7 +49,7 @@ at::Tensor moments_cpu(const at::Tensor& input) {
   return moments;
 }
 
-std::tuple<at::Tensor, at::Tensor> backward_elements_cpu(
+std::tuple<at::Tensor, at::Tensor> sync_batch_norm_backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& input, const std::optional<at::Tensor>& weight,
     const at::Tensor& statistics, const std::optional<at::Tensor>& output,
     const std::optional<at::Tensor>& mask, std::string_view activation_name, const at::Tensor& sums,
@@ -99,13 +97,6 @@ std::tuple<at::Tensor, at::Tensor> backward_elements_cpu(
   }
   run.elementwise(run.table.plane_gradient, run.table.column_gradient);
   return {grad_input, grad_residual};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(d2lfast, CPU, m) {
-  m.impl("_sync_batch_norm_moments", moments_cpu);
-  m.impl("_sync_batch_norm_backward", backward_elements_cpu);
 }
 
 }  // namespace d2lfast::ops

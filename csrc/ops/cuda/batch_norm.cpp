@@ -5,6 +5,7 @@
 #include "../../kernels/cuda/batch_norm.h"
 #include "../activation.h"
 #include "../dtype.h"
+#include "../optional_tensor.h"
 #include "runtime.h"
 
 namespace d2lfast::ops {
@@ -12,8 +13,6 @@ namespace d2lfast::ops {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
-
-bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
 
 at::Tensor contiguous_or_none(const OptionalTensor& tensor) {
   return given(tensor) ? tensor->contiguous() : at::Tensor();

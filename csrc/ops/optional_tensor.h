@@ -1,0 +1,12 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace d2lfast::ops {
+
+// Python's None comes as no value or as an undefined tensor.
+inline bool given(const std::optional<at::Tensor>& tensor) { return tensor.has_value() && tensor->defined(); }
+
+}  // namespace d2lfast::ops

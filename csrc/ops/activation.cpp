@@ -9,11 +9,24 @@
 
 namespace d2lfast::ops {
 
+std::string_view activation_name(Activation activation) {
+  switch (activation) {
+    case Activation::kReLU:
+      return "relu";
+    case Activation::kSigmoid:
+      return "sigmoid";
+    case Activation::kTanh:
+      return "tanh";
+    default:
+      return "none";
+  }
+}
+
 Activation parse_activation(std::string_view name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kReLU;
-  if (name == "sigmoid") return Activation::kSigmoid;
-  if (name == "tanh") return Activation::kTanh;
+  for (const auto activation :
+       {Activation::kNone, Activation::kReLU, Activation::kSigmoid, Activation::kTanh}) {
+    if (name == activation_name(activation)) return activation;
+  }
   TORCH_CHECK_VALUE(false, "activation must be one of 'none', 'relu', 'sigmoid', 'tanh', but got '", name,
                     "'");
 }

@@ -10,6 +10,7 @@
 namespace d2lfast::ops {
 
 D2LFAST_VISIBLE Activation parse_activation(std::string_view name);
+std::string_view activation_name(Activation activation);
 
 // The activation as a torch operator, for the paths that the kernels do not take.
 D2LFAST_VISIBLE at::Tensor apply_activation(const at::Tensor& input, Activation activation);

@@ -12,6 +12,7 @@
 #include "dtype.h"
 #include "gradient_guard.h"
 #include "optional_tensor.h"
+#include "saved_batch_norm.h"
 
 namespace d2lfast::ops {
 
@@ -21,15 +22,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<at::Tensor>;
-
-std::string_view activation_name(Activation activation) {
-  constexpr std::array<std::string_view, 4> kNames = {"none", "relu", "sigmoid", "tanh"};
-  return kNames[static_cast<size_t>(activation)];
-}
-
-OptionalTensor optional(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
-}
 
 void check_channels(const char* name, const OptionalTensor& tensor, const at::Tensor& input) {
   if (!given(tensor)) return;
@@ -157,8 +149,7 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
                             keeps_output(activation) ? output : Variable(),
                             keeps_mask(activation, given(residual)) ? mask : Variable(),
                             training ? Variable() : *running_mean, training ? Variable() : *running_var});
-    const int64_t present = 1 | given(weight) << 1 | given(bias) << 2 | given(residual) << 3;
-    ctx->saved_data["modes"] = present | training << 4 | static_cast<int64_t>(activation) << 5;
+    SavedBatchNorm::save(ctx, weight, bias, residual, training, activation);
     ctx->saved_data["eps"] = eps;
     return output;
   }
@@ -167,21 +158,15 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     const auto saved = ctx->get_saved_variables();
     const auto &input = saved[0], &weight = saved[1], &statistics = saved[2], &output = saved[3],
                &relu_mask = saved[4];
-    const int64_t present = ctx->saved_data["modes"].toInt();
-    const bool training = present >> 4 & 1;
-    const auto activation = static_cast<Activation>(present >> 5);
-    const std::string_view name = activation_name(activation);
-    // needs_input_grad counts the tensors that were given.
-    std::array<bool, 4> mask{};
-    for (size_t i = 0, position = 0; i < 4; ++i) {
-      if (present >> i & 1) mask[i] = ctx->needs_input_grad(position++);
-    }
+    const SavedBatchNorm call(ctx);
+    const bool training = call.training;
+    const Activation activation = call.activation;
     variable_list grads(10);
     if (!grad_outputs[0].defined()) return grads;
     const Variable& grad = grad_outputs[0];
     const auto run = [&](const Variable& gradient, std::array<bool, 4> wanted) {
-      return backward_dispatch(gradient, input, optional(weight), statistics, optional(output),
-                               optional(relu_mask), training, name, wanted);
+      return backward_dispatch(gradient, input, optional_of(weight), statistics, optional_of(output),
+                               optional_of(relu_mask), training, activation_name(activation), wanted);
     };
     if (at::GradMode::is_enabled()) {
       // create_graph: the gradient from differentiable operators. That of ReLU is constant where it is not 0.
@@ -197,19 +182,14 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
         return training ? OptionalTensor(statistics.select(0, i)) : OptionalTensor();
       };
       std::tie(grads[0], grads[1], grads[2]) = at::native_batch_norm_backward(
-          before, input, optional(parameter), optional(saved[5]), optional(saved[6]), row(0), row(1),
-          training, ctx->saved_data["eps"].toDouble(), {mask[0], mask[1], mask[2]});
+          before, input, optional_of(parameter), optional_of(saved[5]), optional_of(saved[6]), row(0), row(1),
+          training, ctx->saved_data["eps"].toDouble(), {call.wants[0], call.wants[1], call.wants[2]});
       grads[3] = before;
     } else {
-      // Without an activation the residual's gradient is the output's.
-      const bool fused_residual = mask[3] && activation != Activation::kNone;
-      std::tie(grads[0], grads[1], grads[2], grads[3]) =
-          run(grad, {mask[0], mask[1], mask[2], fused_residual});
-      if (!fused_residual) grads[3] = grad;
+      std::tie(grads[0], grads[1], grads[2], grads[3]) = run(grad, call.asks());
+      if (!call.fused_residual()) grads[3] = grad;
     }
-    for (int i = 0; i < 4; ++i) {
-      if (!mask[i]) grads[i] = Variable();
-    }
+    call.drop_unwanted(grads);
     return grads;
   }
 };

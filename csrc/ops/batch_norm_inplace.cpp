@@ -11,6 +11,7 @@
 #include "cpu/batch_norm_channels.h"
 #include "gradient_guard.h"
 #include "optional_tensor.h"
+#include "saved_batch_norm.h"
 
 // Batch norm that writes over its input. Backward has the output only: it finds the normalised value
 // x_hat = (output - bias) / weight, and ReLU's decisions by the output's sign.
@@ -106,41 +107,27 @@ class BatchNormInplaceFunction : public torch::autograd::Function<BatchNormInpla
     const auto statistics = saving_dispatch(input, weight, bias, running_mean, running_var, training,
                                             momentum, eps, name, residual);
     const bool wants_weight = wants_gradient(weight);
-    const bool reads_output = training || wants_weight || parse_activation(name) != Activation::kNone;
+    const Activation activation = parse_activation(name);
+    const bool reads_output = training || wants_weight || activation != Activation::kNone;
     // Without the output's history: of a view it would hold the node that saves it.
     ctx->save_for_backward({reads_output ? input.detach() : Variable(), given(weight) ? *weight : Variable(),
                             given(bias) ? *bias : Variable(), statistics});
     ctx->mark_dirty({input});
-    const int64_t present = 1 | given(weight) << 1 | given(bias) << 2 | given(residual) << 3;
-    ctx->saved_data["modes"] = present | training << 4;
-    ctx->saved_data["activation"] = std::string(name);
+    SavedBatchNorm::save(ctx, weight, bias, residual, training, activation);
     return input;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const auto saved = ctx->get_saved_variables();
-    const int64_t present = ctx->saved_data["modes"].toInt();
-    const std::string activation = ctx->saved_data["activation"].toStringRef();
-    // needs_input_grad counts the tensors that were given.
-    std::array<bool, 4> mask{};
-    for (size_t i = 0, position = 0; i < 4; ++i) {
-      if (present >> i & 1) mask[i] = ctx->needs_input_grad(position++);
-    }
+    const SavedBatchNorm call(ctx);
     variable_list grads(10);
     if (!grad_outputs[0].defined()) return grads;
     const Variable& grad = grad_outputs[0];
-    const auto optional = [](const Variable& v) {
-      return v.defined() ? OptionalTensor(v) : OptionalTensor();
-    };
-    const bool fused_residual = mask[3] && activation != "none";
     std::tie(grads[0], grads[1], grads[2], grads[3]) = backward_dispatch(
-        grad, saved[0].defined() ? saved[0] : grad, optional(saved[1]), optional(saved[2]), saved[3],
-        present >> 4 & 1, activation, {mask[0], mask[1], mask[2], fused_residual});
-    // Without an activation the residual's gradient is the output's.
-    if (!fused_residual) grads[3] = grad;
-    for (int i = 0; i < 4; ++i) {
-      if (!mask[i]) grads[i] = Variable();
-    }
+        grad, saved[0].defined() ? saved[0] : grad, optional_of(saved[1]), optional_of(saved[2]), saved[3],
+        call.training, activation_name(call.activation), call.asks());
+    if (!call.fused_residual()) grads[3] = grad;
+    call.drop_unwanted(grads);
     return grads;
   }
 };

@@ -52,23 +52,19 @@ bool batch_wins(const Conv2dShape& s, Conv2dPass pass) {
 
 std::atomic<bool> allowed{true};
 
-bool is_3x3(const Conv2dShape& s) {
-  return s.kernel_h == 3 && s.kernel_w == 3 && s.stride[0] == 1 && s.stride[1] == 1;
-}
-
 // Other kernels are cut into pieces of 3x3.
 bool winograd_computes(const Conv2dShape& s, Conv2dPass pass) {
   if (s.cuda) return cuda_winograd_computes(s, pass);
   if (s.groups != 1 || s.dilation[0] > 1 || s.dilation[1] > 1 || s.dtype == DType::kFloat64) {
     return false;
   }
-  if (is_3x3(s)) return true;
+  if (s.is_3x3()) return true;
   const bool sizes = std::min(s.kernel_h, s.kernel_w) >= 2 && std::max(s.kernel_h, s.kernel_w) <= 15;
   return sizes && (pass != Conv2dPass::kGradInput || (s.stride[0] == 1 && s.stride[1] == 1));
 }
 
 bool winograd_2x2_computes(const Conv2dShape& s, Conv2dPass pass) {
-  return !s.cuda && is_3x3(s) && winograd_computes(s, pass);
+  return !s.cuda && s.is_3x3() && winograd_computes(s, pass);
 }
 
 // Multiplications that the pieces of a larger kernel save over a direct convolution, channels and tiles
@@ -83,7 +79,7 @@ double saved_by_pieces(const Conv2dShape& s, Conv2dPass pass) {
   const bool input = pass == Conv2dPass::kGradInput;
   const int64_t sources = input ? s.result_channels : s.channels;
   const int64_t results = input ? s.channels : s.result_channels;
-  const int64_t height = input ? s.height : s.result_height(), width = input ? s.width : s.result_width();
+  const auto [height, width] = s.plane(pass);
   const int64_t source_pieces = sources * pieces(s.kernel_h, s.stride[0]) * pieces(s.kernel_w, s.stride[1]);
   const auto direct = static_cast<double>(sources * results * s.kernel_h * s.kernel_w * height * width);
   return direct /
@@ -94,13 +90,11 @@ double saved_by_pieces(const Conv2dShape& s, Conv2dPass pass) {
 // gradient, with few channels or planes that fill their tiles badly. For bfloat16 oneDNN multiplies pairs,
 // at twice the rate: there the tiles have to be full.
 bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
-  if (s.cuda || !allowed.load(std::memory_order_relaxed)) return false;
-  const bool forward_size = pass != Conv2dPass::kGradInput;
-  const int64_t height = forward_size ? s.result_height() : s.height;
-  const int64_t width = forward_size ? s.result_width() : s.width;
+  if (s.cuda) return false;
+  const auto [height, width] = s.plane(pass);
   const int64_t tiles = s.batch * ((height + 3) / 4) * ((width + 3) / 4);
   const int64_t products = s.channels * s.result_channels, sum = s.channels + s.result_channels;
-  if (!is_3x3(s)) {
+  if (!s.is_3x3()) {
     if (s.dtype != DType::kFloat32 || tiles < 48 || saved_by_pieces(s, pass) < (s.channels_last ? 2.2 : 1.9))
       return false;
     if (pass == Conv2dPass::kForward) return true;
@@ -131,14 +125,13 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
 // The smaller tiles where they need no more products than the larger ones: planes of side 2, 5 and 6, which
 // those fill badly, and single images of side 3. The transform of the filters counts as three tiles.
 bool winograd_2x2_wins(const Conv2dShape& s, Conv2dPass pass) {
-  const bool forward_size = pass != Conv2dPass::kGradInput;
-  const int64_t height = forward_size ? s.result_height() : s.height;
-  const int64_t width = forward_size ? s.result_width() : s.width, side = std::min(height, width);
+  const auto plane = s.plane(pass);
+  const int64_t side = std::min(plane[0], plane[1]);
   const auto products_of = [&](int64_t tile) {
-    const int64_t tiles = s.batch * ((height + tile - 1) / tile) * ((width + tile - 1) / tile);
+    const int64_t tiles = s.batch * ((plane[0] + tile - 1) / tile) * ((plane[1] + tile - 1) / tile);
     return (tile + 2) * (tile + 2) * (tiles + 3);
   };
-  if (!winograd_allowed() || side < 2 || products_of(2) > products_of(4)) return false;
+  if (side < 2 || products_of(2) > products_of(4)) return false;
   if (std::min(s.channels, s.result_channels) < 16) return false;
   const int64_t products = s.channels * s.result_channels;
   if (s.dtype == DType::kBFloat16) {
@@ -276,12 +269,13 @@ struct Row {
   const char* name;
   bool (*computes)(const Conv2dShape& shape, Conv2dPass pass);  // the kernels can do it
   bool (*wins)(const Conv2dShape& shape, Conv2dPass pass);      // and measured faster than the rows below
+  bool rounds = false;  // more than a plain sum does: only where allowed
 };
 
 constexpr Row kTable[] = {
     {Conv2dAlgorithm::kBatch, "batch", batch_computes, batch_wins},
-    {Conv2dAlgorithm::kWinograd2x2, "winograd_2x2", winograd_2x2_computes, winograd_2x2_wins},
-    {Conv2dAlgorithm::kWinograd, "winograd", winograd_computes, winograd_wins},
+    {Conv2dAlgorithm::kWinograd2x2, "winograd_2x2", winograd_2x2_computes, winograd_2x2_wins, true},
+    {Conv2dAlgorithm::kWinograd, "winograd", winograd_computes, winograd_wins, true},
     {Conv2dAlgorithm::kGemm, "gemm", gemm_computes, gemm_wins},
     {Conv2dAlgorithm::kChannels, "channels", channels_computes, channels_wins},
     {Conv2dAlgorithm::kPlanes, "planes", planes_computes, planes_wins},
@@ -290,11 +284,26 @@ constexpr Row kTable[] = {
     {Conv2dAlgorithm::kAten, "aten", always, always},
 };
 
+bool is_candidate(const Row& row, const Conv2dShape& shape, Conv2dPass pass) {
+  return (!row.rounds || winograd_allowed()) && row.computes(shape, pass);
+}
+
 Conv2dAlgorithm from_table(const Conv2dShape& shape, Conv2dPass pass) {
   for (const Row& row : kTable) {
-    if (row.computes(shape, pass) && row.wins(shape, pass)) return row.algorithm;
+    if (is_candidate(row, shape, pass) && row.wins(shape, pass)) return row.algorithm;
   }
   return Conv2dAlgorithm::kAten;
+}
+
+const Row* row_named(std::string_view name) {
+  const auto* row =
+      std::find_if(std::begin(kTable), std::end(kTable), [&](const Row& r) { return name == r.name; });
+  return row != std::end(kTable) ? row : nullptr;
+}
+
+const Row& row_of(Conv2dAlgorithm algorithm) {
+  return *std::find_if(std::begin(kTable), std::end(kTable),
+                       [&](const Row& row) { return row.algorithm == algorithm; });
 }
 
 }  // namespace
@@ -305,13 +314,14 @@ std::string_view requested_conv2d_algorithm(std::string_view requested, Conv2dPa
   return requested.substr(0, requested.find('/'));
 }
 
+bool conv2d_is_candidate(Conv2dAlgorithm algorithm, const Conv2dShape& shape, Conv2dPass pass) {
+  return is_candidate(row_of(algorithm), shape, pass);
+}
+
 std::vector<Conv2dAlgorithm> conv2d_candidates(const Conv2dShape& shape, Conv2dPass pass) {
   std::vector<Conv2dAlgorithm> found;
   for (const Row& row : kTable) {
-    const bool rounds =
-        row.algorithm == Conv2dAlgorithm::kWinograd || row.algorithm == Conv2dAlgorithm::kWinograd2x2;
-    const bool forbidden = rounds && !winograd_allowed();
-    if (!forbidden && row.computes(shape, pass)) found.push_back(row.algorithm);
+    if (is_candidate(row, shape, pass)) found.push_back(row.algorithm);
   }
   return found;
 }
@@ -323,8 +333,8 @@ Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pas
     const auto tuned = tuned_conv2d_algorithm(shape, pass);
     return tuned ? *tuned : from_table(shape, pass);
   }
-  for (const Row& row : kTable) {
-    if (requested == row.name) return row.computes(shape, pass) ? row.algorithm : from_table(shape, pass);
+  if (const Row* row = row_named(requested)) {
+    return row->computes(shape, pass) ? row->algorithm : from_table(shape, pass);
   }
   std::string names = "'auto'";
   for (const Row& row : kTable) names += std::string(", '") + row.name + "'";
@@ -332,21 +342,14 @@ Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pas
                     "grad_weight', but got '", requested, "'");
 }
 
-bool winograd_allowed() { return allowed; }
+bool winograd_allowed() { return allowed.load(std::memory_order_relaxed); }
 void allow_winograd(bool value) { allowed = value; }
 
-const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm) {
-  for (const Row& row : kTable) {
-    if (row.algorithm == algorithm) return row.name;
-  }
-  return "aten";
-}
+const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm) { return row_of(algorithm).name; }
 
 std::optional<Conv2dAlgorithm> conv2d_algorithm_named(std::string_view name) {
-  for (const Row& row : kTable) {
-    if (name == row.name) return row.algorithm;
-  }
-  return std::nullopt;
+  const Row* row = row_named(name);
+  return row != nullptr ? std::optional(row->algorithm) : std::nullopt;
 }
 
 std::vector<std::string> conv2d_algorithm_names() {

@@ -45,6 +45,12 @@ struct Conv2dShape {
   int64_t result_width() const {
     return (width + 2 * padding[1] - dilation[1] * (kernel_w - 1) - 1) / stride[1] + 1;
   }
+  // Height and width of the planes that a pass computes or, for the weight's gradient, sums over.
+  std::array<int64_t, 2> plane(Conv2dPass pass) const {
+    if (pass == Conv2dPass::kGradInput) return {height, width};
+    return {result_height(), result_width()};
+  }
+  bool is_3x3() const { return kernel_h == 3 && kernel_w == 3 && stride[0] == 1 && stride[1] == 1; }
 };
 
 // "auto" asks what was measured (conv2d_tuning.h) or else the table. A name forces that algorithm where it
@@ -56,7 +62,10 @@ D2LFAST_VISIBLE Conv2dAlgorithm choose_conv2d_algorithm(const Conv2dShape& shape
 // What `requested` says for one pass.
 std::string_view requested_conv2d_algorithm(std::string_view requested, Conv2dPass pass);
 
-// The algorithms that compute a pass and are allowed, in the table's order; `aten` always does.
+// Whether an algorithm computes a pass and is allowed; `aten` always is.
+bool conv2d_is_candidate(Conv2dAlgorithm algorithm, const Conv2dShape& shape, Conv2dPass pass);
+
+// All of them, in the table's order.
 std::vector<Conv2dAlgorithm> conv2d_candidates(const Conv2dShape& shape, Conv2dPass pass);
 
 // Whether the table may choose Winograd's algorithm, whose rounding errors are larger. True at first.

@@ -25,12 +25,8 @@ inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {
 // F(4x4, 3x3) in float32, forward and data gradient. An image's tiles are numbered in 32 bits.
 inline bool cuda_winograd_computes(const Conv2dShape& s, Conv2dPass pass) {
   if (!s.cuda || s.groups != 1 || s.dtype != DType::kFloat32 || pass == Conv2dPass::kGradWeight) return false;
-  for (int i = 0; i < 2; ++i) {
-    if (s.stride[i] != 1 || s.dilation[i] != 1) return false;
-  }
-  if (s.kernel_h != 3 || s.kernel_w != 3) return false;
-  const bool forward = pass == Conv2dPass::kForward;
-  const int64_t height = forward ? s.result_height() : s.height, width = forward ? s.result_width() : s.width;
+  if (!s.is_3x3() || s.dilation[0] != 1 || s.dilation[1] != 1) return false;
+  const auto [height, width] = s.plane(pass);
   constexpr int64_t kMost = int64_t{1} << 28;
   return ((height + 3) / 4) * ((width + 3) / 4) * std::max(s.channels, s.result_channels) <= kMost &&
          s.channels * s.result_channels <= kMost;

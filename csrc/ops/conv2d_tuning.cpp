@@ -116,8 +116,7 @@ std::optional<Conv2dAlgorithm> tuned_conv2d_algorithm(const Conv2dShape& shape, 
   const auto found = all.algorithms.find(key_of(shape, pass));
   if (found == all.algorithms.end()) return std::nullopt;
   // A file may say anything.
-  const auto possible = conv2d_candidates(shape, pass);
-  if (std::find(possible.begin(), possible.end(), found->second) == possible.end()) return std::nullopt;
+  if (!conv2d_is_candidate(found->second, shape, pass)) return std::nullopt;
   return found->second;
 }
 
@@ -125,9 +124,10 @@ Conv2dAlgorithm measure_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pa
                                          std::string_view requested,
                                          c10::function_ref<bool(Conv2dAlgorithm)> run) {
   const bool elements = shape.batch * shape.channels * shape.height * shape.width * shape.result_channels > 0;
-  const bool due = tuning_enabled() && elements && requested_conv2d_algorithm(requested, pass) == "auto" &&
-                   !at::in_parallel_region() && !tuned_conv2d_algorithm(shape, pass);
-  if (!due) return choose_conv2d_algorithm(shape, pass, requested);
+  const bool tunes = tuning_enabled() && elements && requested_conv2d_algorithm(requested, pass) == "auto" &&
+                     !at::in_parallel_region();
+  if (!tunes) return choose_conv2d_algorithm(shape, pass, requested);
+  if (const auto known = tuned_conv2d_algorithm(shape, pass)) return *known;
   // Two measurements at a time would disturb each other.
   static std::mutex measuring;
   Findings& all = findings();

@@ -28,5 +28,13 @@ inline DType kernel_dtype(const at::Tensor& tensor, const char* op) {
 inline at::ScalarType accumulator_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
 }
+inline int64_t accumulator_size(DType dtype) {
+  return dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+}
+
+// Contiguous, of the accumulators' type.
+inline at::Tensor widened(const at::Tensor& tensor) {
+  return tensor.to(accumulator_type(tensor.scalar_type())).contiguous();
+}
 
 }  // namespace d2lfast::ops

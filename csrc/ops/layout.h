@@ -24,6 +24,12 @@ inline at::MemoryFormat conv2d_layout(const at::Tensor& input, const at::Tensor&
 
 inline bool is_channels_last(at::MemoryFormat format) { return format == at::MemoryFormat::ChannelsLast; }
 
+// Contiguous or channels_last, whichever `tensor` is already.
+inline at::Tensor dense(const at::Tensor& tensor) {
+  return tensor.is_contiguous() || tensor.is_contiguous(at::MemoryFormat::ChannelsLast) ? tensor
+                                                                                        : tensor.contiguous();
+}
+
 // Operators accept unbatched [C,H,W] images; the code below the checks sees [1,C,H,W].
 inline at::Tensor batched(const at::Tensor& image) { return image.dim() == 3 ? image.unsqueeze(0) : image; }
 

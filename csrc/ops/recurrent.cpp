@@ -97,8 +97,6 @@ LSTMGrads call_lstm_backward(const Optional& grad_h, const Optional& grad_c, con
   return op.call(grad_h, grad_c, input, hx, cx, w_ih, w_hh, gates, cell, mask);
 }
 
-Optional optional_of(const Tensor& tensor) { return tensor.defined() ? Optional(tensor) : Optional(); }
-
 bool differentiable(std::initializer_list<const Tensor*> tensors, const Optional& b_ih,
                     const Optional& b_hh) {
   if (!at::GradMode::is_enabled()) return false;

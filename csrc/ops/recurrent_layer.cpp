@@ -10,6 +10,7 @@
 
 #include "autocast.h"
 #include "gradient_guard.h"
+#include "optional_tensor.h"
 #include "recurrent_reference.h"
 
 // Schemas, autograd and autocast of recurrent layers over whole sequences.
@@ -56,8 +57,6 @@ Backward call_backward(const Optional& grad_output, const Optional& grad_h, cons
   return op.call(grad_output, grad_h, grad_c, input, batch_sizes, hx, cx, weights, output, saved, cells, mode,
                  bias, projected, reverse, mask);
 }
-
-Optional optional_of(const Tensor& tensor) { return tensor.defined() ? Optional(tensor) : Optional(); }
 
 class RecurrentLayerFunction : public torch::autograd::Function<RecurrentLayerFunction> {
  public:

@@ -3,17 +3,7 @@
 #include "../../csrc/kernels/batch_norm.h"
 #include "support.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const BatchNormKernels batch_norm_kernels;
-}
-namespace avx2 {
-extern const BatchNormKernels batch_norm_kernels;
-}
-namespace avx512 {
-extern const BatchNormKernels batch_norm_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(BatchNormKernels, batch_norm_kernels);
 
 namespace d2lfast::test {
 namespace {

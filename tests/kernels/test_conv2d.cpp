@@ -4,17 +4,7 @@
 #include "../../csrc/ops/cpu/conv2d_plan.h"
 #include "support.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Conv2dKernels conv2d_kernels;
-}
-namespace avx2 {
-extern const Conv2dKernels conv2d_kernels;
-}
-namespace avx512 {
-extern const Conv2dKernels conv2d_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dKernels, conv2d_kernels);
 
 namespace d2lfast::test {
 namespace {

@@ -4,17 +4,7 @@
 #include "../../csrc/kernels/conv2d_batch.h"
 #include "support.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Conv2dBatchKernels conv2d_batch_kernels;
-}
-namespace avx2 {
-extern const Conv2dBatchKernels conv2d_batch_kernels;
-}
-namespace avx512 {
-extern const Conv2dBatchKernels conv2d_batch_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dBatchKernels, conv2d_batch_kernels);
 
 namespace d2lfast::test {
 namespace {

@@ -3,17 +3,7 @@
 #include "../../csrc/kernels/conv2d_gemm.h"
 #include "support.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Conv2dGemmKernels conv2d_gemm_kernels;
-}
-namespace avx2 {
-extern const Conv2dGemmKernels conv2d_gemm_kernels;
-}
-namespace avx512 {
-extern const Conv2dGemmKernels conv2d_gemm_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dGemmKernels, conv2d_gemm_kernels);
 
 namespace d2lfast::test {
 namespace {

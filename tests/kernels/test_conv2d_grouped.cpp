@@ -5,19 +5,10 @@
 #include "../../csrc/kernels/conv2d_planes.h"
 #include "support.h"
 
-namespace d2lfast::cpu {
-#define D2LFAST_DECLARE(isa)                                               \
-  namespace isa {                                                          \
-  extern const Conv2dChannelsKernels conv2d_channels_kernels;              \
-  extern const Conv2dChannelsWeightKernels conv2d_channels_weight_kernels; \
-  extern const Conv2dPlanesKernels conv2d_planes_kernels;                  \
-  extern const Conv2dFlatKernels conv2d_flat_kernels;                      \
-  }
-D2LFAST_DECLARE(baseline)
-D2LFAST_DECLARE(avx2)
-D2LFAST_DECLARE(avx512)
-#undef D2LFAST_DECLARE
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dChannelsKernels, conv2d_channels_kernels);
+D2LFAST_DECLARE_TABLES(Conv2dChannelsWeightKernels, conv2d_channels_weight_kernels);
+D2LFAST_DECLARE_TABLES(Conv2dPlanesKernels, conv2d_planes_kernels);
+D2LFAST_DECLARE_TABLES(Conv2dFlatKernels, conv2d_flat_kernels);
 
 namespace d2lfast::test {
 namespace {
@@ -117,10 +108,10 @@ Expected naive(const Problem& p, const Data& d) {
 
 int64_t additions_of(const Problem& p) { return p.sources() * p.kernel * p.kernel; }
 
-void run_planes(const Conv2dPlanesKernels& table, const Problem& p, const Data& d, const Expected& e,
-                const std::string& what) {
-  const int dtype = static_cast<int>(p.dtype);
-  Conv2dPlanesParams params{};
+// What the params of both kernels say of the source.
+template <typename Params>
+Params source_params(const Problem& p, const Data& d) {
+  Params params{};
   params.groups = p.groups;
   params.source_channels = p.sources();
   params.result_channels = p.results();
@@ -130,8 +121,15 @@ void run_planes(const Conv2dPlanesKernels& table, const Problem& p, const Data& 
   params.height = p.input.h;
   params.width = p.input.w;
   params.step = p.step;
-  params.part_width = (p.input.w + p.step - 1) / p.step;
   params.copied = p.step > 1 || params.activated != nullptr || p.dtype != accumulator_of(p.dtype);
+  return params;
+}
+
+void run_planes(const Conv2dPlanesKernels& table, const Problem& p, const Data& d, const Expected& e,
+                const std::string& what) {
+  const int dtype = static_cast<int>(p.dtype);
+  auto params = source_params<Conv2dPlanesParams>(p, d);
+  params.part_width = (p.input.w + p.step - 1) / p.step;
   params.taps_h = params.taps_w = p.kernel;
   std::vector<int64_t> rows;
   std::vector<PlanesTap> taps;
@@ -206,17 +204,7 @@ void run_flat(const Conv2dFlatKernels& table, const Problem& p, const Data& d, c
   if (p.step == 1 ? p.input.w != p.output.w : parts > p.output.w) return;
   const int dtype = static_cast<int>(p.dtype);
   const int64_t lanes = table.lanes[dtype], window = p.kernel * p.kernel;
-  Conv2dFlatParams params{};
-  params.groups = p.groups;
-  params.source_channels = p.sources();
-  params.result_channels = p.results();
-  params.source = d.input.data();
-  if (p.derived != Activation::kNone) params.activated = d.derived.data();
-  params.source_activation = p.derived;
-  params.height = p.input.h;
-  params.width = p.input.w;
-  params.step = p.step;
-  params.copied = p.step > 1 || params.activated != nullptr || p.dtype != accumulator_of(p.dtype);
+  auto params = source_params<Conv2dFlatParams>(p, d);
   params.row_stride = p.output.w;
   params.part_size = (p.input.h + p.step - 1) / p.step * p.output.w;
   params.channel_stride = p.step * p.step * params.part_size;

@@ -3,20 +3,8 @@
 #include "../../csrc/kernels/conv2d_winograd.h"
 #include "support.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const WinogradKernels conv2d_winograd_kernels;
-extern const WinogradKernels conv2d_winograd_2x2_kernels;
-}  // namespace baseline
-namespace avx2 {
-extern const WinogradKernels conv2d_winograd_kernels;
-extern const WinogradKernels conv2d_winograd_2x2_kernels;
-}  // namespace avx2
-namespace avx512 {
-extern const WinogradKernels conv2d_winograd_kernels;
-extern const WinogradKernels conv2d_winograd_2x2_kernels;
-}  // namespace avx512
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(WinogradKernels, conv2d_winograd_kernels);
+D2LFAST_DECLARE_TABLES(WinogradKernels, conv2d_winograd_2x2_kernels);
 
 namespace d2lfast::test {
 namespace {

@@ -3,17 +3,7 @@
 #include "../../csrc/kernels/cross_entropy.h"
 #include "support.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const CrossEntropyKernels cross_entropy_kernels;
-}
-namespace avx2 {
-extern const CrossEntropyKernels cross_entropy_kernels;
-}
-namespace avx512 {
-extern const CrossEntropyKernels cross_entropy_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(CrossEntropyKernels, cross_entropy_kernels);
 
 namespace d2lfast::test {
 namespace {

@@ -3,17 +3,7 @@
 #include "../../csrc/kernels/panels.h"
 #include "support.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const PanelKernels panel_product_kernels;
-}
-namespace avx2 {
-extern const PanelKernels panel_product_kernels;
-}
-namespace avx512 {
-extern const PanelKernels panel_product_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(PanelKernels, panel_product_kernels);
 
 namespace d2lfast::test {
 namespace {

@@ -3,17 +3,7 @@
 #include "../../csrc/kernels/recurrent.h"
 #include "support.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const RecurrentKernels recurrent_kernels;
-}
-namespace avx2 {
-extern const RecurrentKernels recurrent_kernels;
-}
-namespace avx512 {
-extern const RecurrentKernels recurrent_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(RecurrentKernels, recurrent_kernels);
 
 namespace d2lfast::test {
 namespace {

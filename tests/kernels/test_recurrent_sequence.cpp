@@ -2,20 +2,8 @@
 
 #include "recurrent_sequence_problem.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const PanelKernels panel_product_kernels;
-extern const RecurrentSequenceKernels recurrent_sequence_kernels;
-}  // namespace baseline
-namespace avx2 {
-extern const PanelKernels panel_product_kernels;
-extern const RecurrentSequenceKernels recurrent_sequence_kernels;
-}  // namespace avx2
-namespace avx512 {
-extern const PanelKernels panel_product_kernels;
-extern const RecurrentSequenceKernels recurrent_sequence_kernels;
-}  // namespace avx512
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(PanelKernels, panel_product_kernels);
+D2LFAST_DECLARE_TABLES(RecurrentSequenceKernels, recurrent_sequence_kernels);
 
 namespace d2lfast::test {
 namespace {

@@ -30,3 +30,22 @@ const Table& select_table(const Table& baseline, [[maybe_unused]] const Table& a
 }
 
 }  // namespace d2lfast::cpu
+
+// A kernel family's tables of one name, one for each instruction set; outside of any namespace.
+#define D2LFAST_DECLARE_TABLES(Table, name) \
+  namespace d2lfast::cpu {                  \
+  namespace baseline {                      \
+  extern const Table name;                  \
+  }                                         \
+  namespace avx2 {                          \
+  extern const Table name;                  \
+  }                                         \
+  namespace avx512 {                        \
+  extern const Table name;                  \
+  }                                         \
+  }
+
+// The one in use.
+#define D2LFAST_SELECT_TABLE(name)                                                         \
+  ::d2lfast::cpu::select_table(::d2lfast::cpu::baseline::name, ::d2lfast::cpu::avx2::name, \
+                               ::d2lfast::cpu::avx512::name)

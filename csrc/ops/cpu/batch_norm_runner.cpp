@@ -7,17 +7,7 @@
 
 #include "../../kernels/cpu/isa.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const BatchNormKernels batch_norm_kernels;
-}
-namespace avx2 {
-extern const BatchNormKernels batch_norm_kernels;
-}
-namespace avx512 {
-extern const BatchNormKernels batch_norm_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(BatchNormKernels, batch_norm_kernels);
 
 namespace d2lfast::ops {
 
@@ -40,8 +30,7 @@ int64_t BatchNormRunner::grain_of(int64_t elements_per_item) {
 
 BatchNormRunner::BatchNormRunner(const BatchNormGeometry& geometry, DType dtype, int64_t element_size)
     : geometry(geometry),
-      table(cpu::select_table(cpu::baseline::batch_norm_kernels, cpu::avx2::batch_norm_kernels,
-                              cpu::avx512::batch_norm_kernels)),
+      table(D2LFAST_SELECT_TABLE(batch_norm_kernels)),
       coefficients(dtype, geometry.channels, geometry.columns ? geometry.fold : 1),
       dtype_(static_cast<int>(dtype)),
       element_(element_size) {}

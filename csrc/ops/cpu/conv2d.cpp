@@ -108,24 +108,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
   const auto compute_weight = [&](const Conv2dPasses& passes) {
     return passes.grad_weight(pass, wants_weight ? &grad_weight : nullptr, wants_bias ? &grad_bias : nullptr);
   };
+  const auto choose = [&](Conv2dPass which, const auto& compute, std::array<bool, 3> mask) {
+    return passes_of(measure_conv2d_algorithm(shape, which, algorithm, [&](Conv2dAlgorithm each) {
+      const auto* contender = passes_of(each);
+      if (contender != nullptr) return compute(*contender);
+      aten(mask);
+      return true;
+    }));
+  };
   const Conv2dPasses *of_input = nullptr, *of_weight = nullptr;
-  if (wants_input) {
-    of_input = passes_of(
-        measure_conv2d_algorithm(shape, Conv2dPass::kGradInput, algorithm, [&](Conv2dAlgorithm each) {
-          const auto* contender = passes_of(each);
-          if (contender != nullptr) return compute_input(*contender);
-          aten({true, false, false});
-          return true;
-        }));
-  }
+  if (wants_input) of_input = choose(Conv2dPass::kGradInput, compute_input, {true, false, false});
   if (wants_weight) {
-    of_weight = passes_of(
-        measure_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm, [&](Conv2dAlgorithm each) {
-          const auto* contender = passes_of(each);
-          if (contender != nullptr) return compute_weight(*contender);
-          aten({false, true, wants_bias});
-          return true;
-        }));
+    of_weight = choose(Conv2dPass::kGradWeight, compute_weight, {false, true, wants_bias});
   } else if (wants_bias) {
     // The bias alone is not what the weight's gradient is measured for.
     of_weight = passes_of(choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, algorithm));

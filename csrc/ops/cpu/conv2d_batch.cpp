@@ -6,20 +6,11 @@
 #include "../../kernels/cpu/isa.h"
 #include "../allocate.h"
 #include "../dtype.h"
+#include "../layout.h"
 #include "conv2d_passes.h"
 #include "scratch.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Conv2dBatchKernels conv2d_batch_kernels;
-}
-namespace avx2 {
-extern const Conv2dBatchKernels conv2d_batch_kernels;
-}
-namespace avx512 {
-extern const Conv2dBatchKernels conv2d_batch_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dBatchKernels, conv2d_batch_kernels);
 
 namespace d2lfast::ops {
 
@@ -27,16 +18,7 @@ namespace {
 
 constexpr int64_t kFloat = sizeof(float);
 
-const Conv2dBatchKernels& kernels() {
-  return cpu::select_table(cpu::baseline::conv2d_batch_kernels, cpu::avx2::conv2d_batch_kernels,
-                           cpu::avx512::conv2d_batch_kernels);
-}
-
-// Contiguous or channels_last, whichever `tensor` is already.
-at::Tensor dense(const at::Tensor& tensor) {
-  return tensor.is_contiguous() || tensor.is_contiguous(at::MemoryFormat::ChannelsLast) ? tensor
-                                                                                        : tensor.contiguous();
-}
+const Conv2dBatchKernels& kernels() { return D2LFAST_SELECT_TABLE(conv2d_batch_kernels); }
 
 // Images of one layout, and the forward output that they are to be derived through.
 struct BatchImages {
@@ -48,8 +30,7 @@ struct BatchImages {
   BatchImages(const at::Tensor& tensor, const at::Tensor* output, Activation activation)
       : data(dense(tensor)), activation(activation), batch(tensor.size(0)) {
     if (output != nullptr) {
-      activated = output->contiguous(data.is_contiguous() ? at::MemoryFormat::Contiguous
-                                                          : at::MemoryFormat::ChannelsLast);
+      activated = output->contiguous(layout(!data.is_contiguous()));
     }
     const int64_t channels = data.size(1), height = data.size(2), width = data.size(3);
     const int64_t lanes = kernels().lanes;
@@ -121,8 +102,7 @@ bool batch_computes(const Conv2dShape& s, Conv2dPass pass) {
   }
   const int64_t images =
       s.channels * s.height * s.width + s.result_channels * s.result_height() * s.result_width();
-  const int64_t width = pass == Conv2dPass::kGradInput ? s.width : s.result_width();
-  return images * kernels().lanes * kFloat <= kMostBytes && kernels().computes(s.kernel_w, width);
+  return images * kernels().lanes * kFloat <= kMostBytes && kernels().computes(s.kernel_w, s.plane(pass)[1]);
 }
 
 double batch_filled(int64_t batch) {

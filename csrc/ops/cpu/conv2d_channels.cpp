@@ -11,37 +11,18 @@
 #include "conv2d_sums.h"
 #include "scratch.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Conv2dChannelsKernels conv2d_channels_kernels;
-extern const Conv2dChannelsWeightKernels conv2d_channels_weight_kernels;
-}  // namespace baseline
-namespace avx2 {
-extern const Conv2dChannelsKernels conv2d_channels_kernels;
-extern const Conv2dChannelsWeightKernels conv2d_channels_weight_kernels;
-}  // namespace avx2
-namespace avx512 {
-extern const Conv2dChannelsKernels conv2d_channels_kernels;
-extern const Conv2dChannelsWeightKernels conv2d_channels_weight_kernels;
-}  // namespace avx512
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dChannelsKernels, conv2d_channels_kernels);
+D2LFAST_DECLARE_TABLES(Conv2dChannelsWeightKernels, conv2d_channels_weight_kernels);
 
 namespace d2lfast::ops {
 
 namespace {
 
-const Conv2dChannelsKernels& kernels() {
-  return cpu::select_table(cpu::baseline::conv2d_channels_kernels, cpu::avx2::conv2d_channels_kernels,
-                           cpu::avx512::conv2d_channels_kernels);
-}
+const Conv2dChannelsKernels& kernels() { return D2LFAST_SELECT_TABLE(conv2d_channels_kernels); }
 
 const Conv2dChannelsWeightKernels& weight_kernels() {
-  return cpu::select_table(cpu::baseline::conv2d_channels_weight_kernels,
-                           cpu::avx2::conv2d_channels_weight_kernels,
-                           cpu::avx512::conv2d_channels_weight_kernels);
+  return D2LFAST_SELECT_TABLE(conv2d_channels_weight_kernels);
 }
-
-int64_t packed_element(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
 Strides4 strides_of(const at::Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
@@ -115,7 +96,7 @@ struct ChannelsSetup {
   ChannelsSetup(const ChannelsPass& pass, DType dtype, int64_t lanes)
       : plan(pass.groups, pass.source.size(1) / pass.groups, pass.result_channels / pass.groups, lanes) {
     const auto options = pass.weight.options().dtype(accumulator_type(pass.weight.scalar_type()));
-    const int64_t element = packed_element(dtype);
+    const int64_t element = accumulator_size(dtype);
     params.mode = plan.mode;
     params.groups = pass.groups;
     params.source.data = pass.source.const_data_ptr();
@@ -193,7 +174,7 @@ struct ChannelsBands {
         dtype(static_cast<int>(shape.dtype)),
         rows(pass.rows.extent),
         width(pass.source.size(1) * pass.source.size(3)),
-        copied(pass.activated != nullptr || pass.source.element_size() != packed_element(shape.dtype)) {
+        copied(pass.activated != nullptr || pass.source.element_size() != accumulator_size(shape.dtype)) {
     const int64_t lanes = table.lanes[dtype];
     Conv2dChannelsParams& params = setup.params;
     if (bias != nullptr) {
@@ -206,7 +187,7 @@ struct ChannelsBands {
     // What the caches cannot hold until it is read again need not be read into them before it is written.
     constexpr size_t kCacheBytes = size_t{32} << 20;
     params.stream = pass.source.nbytes() + result.nbytes() > kCacheBytes && params.result_strides.c == 1 &&
-                    result.element_size() == packed_element(shape.dtype) &&
+                    result.element_size() == accumulator_size(shape.dtype) &&
                     reinterpret_cast<uintptr_t>(params.result) % 64 == 0 && result.size(1) % lanes == 0 &&
                     std::all_of(setup.plan.blocks.begin(), setup.plan.blocks.end(),
                                 [&](const ChannelsBlock& b) { return b.channel % lanes == 0; });
@@ -233,7 +214,7 @@ struct ChannelsBands {
       if (f.taps_h > 0) least = std::min(least, f.tap_row[0]);
     }
     return static_cast<size_t>(std::min(most - least, setup.params.source.height) * width *
-                               packed_element(static_cast<DType>(dtype)));
+                               accumulator_size(static_cast<DType>(dtype)));
   }
 
   void run(int64_t image, int64_t begin, int64_t end, void* memory) const {
@@ -376,7 +357,7 @@ struct ChannelsSums {
         wants_bias(bias),
         dtype(static_cast<int>(pass.shape.dtype)),
         lanes(kernels().lanes[dtype]),
-        element(packed_element(pass.shape.dtype)),
+        element(accumulator_size(pass.shape.dtype)),
         setup(forward_pass(), pass.shape.dtype, lanes) {
     constexpr int64_t kMostChunks = 16, kMostPartialElements = 4 << 20;
     params.forward = setup.params;

@@ -11,26 +11,13 @@
 #include "conv2d_sums.h"
 #include "scratch.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Conv2dKernels conv2d_kernels;
-}
-namespace avx2 {
-extern const Conv2dKernels conv2d_kernels;
-}
-namespace avx512 {
-extern const Conv2dKernels conv2d_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dKernels, conv2d_kernels);
 
 namespace d2lfast::ops {
 
 namespace {
 
-const Conv2dKernels& kernels() {
-  return cpu::select_table(cpu::baseline::conv2d_kernels, cpu::avx2::conv2d_kernels,
-                           cpu::avx512::conv2d_kernels);
-}
+const Conv2dKernels& kernels() { return D2LFAST_SELECT_TABLE(conv2d_kernels); }
 
 Strides4 strides_of(const at::Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
@@ -50,7 +37,7 @@ struct DirectPass {
 void run_direct(const Conv2dShape& shape, const DirectPass& pass) {
   const Conv2dKernels& table = kernels();
   const int dtype = static_cast<int>(shape.dtype);
-  const int64_t element = shape.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  const int64_t element = accumulator_size(shape.dtype);
   const int64_t groups = shape.groups;
   const int64_t source_channels = pass.source.size(1) / groups;
   const int64_t result_channels = pass.result.size(1) / groups;
@@ -154,7 +141,7 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
   constexpr int64_t kMostChunks = 16, kMostPartialElements = 8 << 20;
   const Conv2dKernels& table = kernels();
   const int dtype = static_cast<int>(shape.dtype);
-  const int64_t element = shape.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  const int64_t element = accumulator_size(shape.dtype);
   const int64_t lanes = table.lanes[dtype];
   const Axis rows = forward_axis(shape.result_height(), shape.kernel_h, shape.stride[0], shape.padding[0],
                                  shape.dilation[0]);

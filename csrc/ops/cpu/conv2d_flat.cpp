@@ -1,28 +1,17 @@
 #include "conv2d_flat.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 
 #include "../../kernels/conv2d_flat.h"
 #include "../../kernels/cpu/isa.h"
+#include "../allocate.h"
 #include "../dtype.h"
 #include "conv2d_sums.h"
 #include "scratch.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Conv2dFlatKernels conv2d_flat_kernels;
-}
-namespace avx2 {
-extern const Conv2dFlatKernels conv2d_flat_kernels;
-}
-namespace avx512 {
-extern const Conv2dFlatKernels conv2d_flat_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dFlatKernels, conv2d_flat_kernels);
 
 namespace d2lfast::ops {
 
@@ -30,16 +19,9 @@ namespace {
 
 constexpr int64_t kMostTaps = 128, kMostProducts = 1024;  // of a window, of channels in a group
 
-const Conv2dFlatKernels& kernels() {
-  return cpu::select_table(cpu::baseline::conv2d_flat_kernels, cpu::avx2::conv2d_flat_kernels,
-                           cpu::avx512::conv2d_flat_kernels);
-}
-
-int64_t accumulator_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+const Conv2dFlatKernels& kernels() { return D2LFAST_SELECT_TABLE(conv2d_flat_kernels); }
 
 int64_t floor_div(int64_t a, int64_t b) { return (a - (((a % b) + b) % b)) / b; }
-
-at::Tensor widened(const at::Tensor& t) { return t.to(accumulator_type(t.scalar_type())).contiguous(); }
 
 // Rows of the result are as long as those of the source, or of its parts.
 bool rows_match(int64_t width, int64_t step, int64_t cols) {
@@ -294,7 +276,7 @@ bool flat_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::T
   const int64_t chunks =
       std::clamp<int64_t>(std::min(s.batch, (kItems + s.groups - 1) / s.groups), 1, kMostChunks);
   at::Tensor partial =
-      at::empty({chunks, size}, pass.weight.options().dtype(accumulator_type(pass.weight.scalar_type())));
+      empty({chunks, size}, pass.weight.options().dtype(accumulator_type(pass.weight.scalar_type())));
   char* memory = static_cast<char*>(partial.mutable_data_ptr());
   const int64_t lanes = table.lanes[dtype];
   const size_t scratch = static_cast<size_t>(
@@ -317,7 +299,7 @@ bool flat_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::T
   }
   const at::Tensor sum = partial.select(0, 0);
   if (grad_weight != nullptr) {
-    *grad_weight = at::empty_like(pass.weight);
+    *grad_weight = empty_like(pass.weight);
     grad_weight->copy_(sum.narrow(0, 0, weight_size).view(pass.weight.sizes()));
   }
   if (grad_bias != nullptr) {

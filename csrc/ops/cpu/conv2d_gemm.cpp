@@ -9,26 +9,13 @@
 #include "conv2d_passes.h"
 #include "scratch.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Conv2dGemmKernels conv2d_gemm_kernels;
-}
-namespace avx2 {
-extern const Conv2dGemmKernels conv2d_gemm_kernels;
-}
-namespace avx512 {
-extern const Conv2dGemmKernels conv2d_gemm_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dGemmKernels, conv2d_gemm_kernels);
 
 namespace d2lfast::ops {
 
 namespace {
 
-const Conv2dGemmKernels& kernels() {
-  return cpu::select_table(cpu::baseline::conv2d_gemm_kernels, cpu::avx2::conv2d_gemm_kernels,
-                           cpu::avx512::conv2d_gemm_kernels);
-}
+const Conv2dGemmKernels& kernels() { return D2LFAST_SELECT_TABLE(conv2d_gemm_kernels); }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -77,7 +64,7 @@ void product(const Conv2dShape& shape, const GemmImages& source, const at::Tenso
   constexpr int64_t kDepth = 256;
   const Conv2dGemmKernels& table = kernels();
   const int dtype = static_cast<int>(shape.dtype);
-  const int64_t element = shape.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  const int64_t element = accumulator_size(shape.dtype);
   const at::Tensor packed =
       empty({weight.numel()}, weight.options().dtype(accumulator_type(weight.scalar_type())));
   Conv2dGemmParams params{};
@@ -149,7 +136,7 @@ bool gemm_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::T
   if (grad_weight == nullptr || pass.grad_output.numel() == 0 || pass.weight.numel() == 0) return false;
   const Conv2dGemmKernels& table = kernels();
   const int dtype = static_cast<int>(s.dtype);
-  const int64_t element = s.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  const int64_t element = accumulator_size(s.dtype);
   const at::Tensor source = met_pixels(pass.input, s).contiguous(), grad = pass.grad_output.contiguous();
   const at::Tensor output = pass.output != nullptr ? pass.output->contiguous() : at::Tensor();
   Conv2dGemmWeightParams params{};

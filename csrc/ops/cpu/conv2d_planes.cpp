@@ -11,17 +11,7 @@
 #include "conv2d_sums.h"
 #include "scratch.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const Conv2dPlanesKernels conv2d_planes_kernels;
-}
-namespace avx2 {
-extern const Conv2dPlanesKernels conv2d_planes_kernels;
-}
-namespace avx512 {
-extern const Conv2dPlanesKernels conv2d_planes_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(Conv2dPlanesKernels, conv2d_planes_kernels);
 
 namespace d2lfast::ops {
 
@@ -29,12 +19,7 @@ namespace {
 
 constexpr int64_t kMostTaps = 16;  // of an axis
 
-const Conv2dPlanesKernels& kernels() {
-  return cpu::select_table(cpu::baseline::conv2d_planes_kernels, cpu::avx2::conv2d_planes_kernels,
-                           cpu::avx512::conv2d_planes_kernels);
-}
-
-int64_t accumulator_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+const Conv2dPlanesKernels& kernels() { return D2LFAST_SELECT_TABLE(conv2d_planes_kernels); }
 
 int64_t floor_div(int64_t a, int64_t b) { return (a - (((a % b) + b) % b)) / b; }
 
@@ -110,8 +95,6 @@ void run_planes(const Conv2dShape& shape, PlanesSetup& setup, at::Tensor& result
     }
   });
 }
-
-at::Tensor widened(const at::Tensor& t) { return t.to(accumulator_type(t.scalar_type())).contiguous(); }
 
 bool same_steps(const Conv2dShape& s) { return s.stride[0] == s.stride[1]; }
 

@@ -13,20 +13,8 @@
 #include "conv2d_winograd_pieces.h"
 #include "scratch.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const WinogradKernels conv2d_winograd_kernels;
-extern const WinogradKernels conv2d_winograd_2x2_kernels;
-}  // namespace baseline
-namespace avx2 {
-extern const WinogradKernels conv2d_winograd_kernels;
-extern const WinogradKernels conv2d_winograd_2x2_kernels;
-}  // namespace avx2
-namespace avx512 {
-extern const WinogradKernels conv2d_winograd_kernels;
-extern const WinogradKernels conv2d_winograd_2x2_kernels;
-}  // namespace avx512
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(WinogradKernels, conv2d_winograd_kernels);
+D2LFAST_DECLARE_TABLES(WinogradKernels, conv2d_winograd_2x2_kernels);
 
 namespace d2lfast::ops {
 
@@ -36,15 +24,9 @@ constexpr int64_t kFloat = sizeof(float);
 // A strip longer than this would not leave room in the second-level cache.
 constexpr int64_t kLongestStrip = 48;
 
-const WinogradKernels& kernels() {
-  return cpu::select_table(cpu::baseline::conv2d_winograd_kernels, cpu::avx2::conv2d_winograd_kernels,
-                           cpu::avx512::conv2d_winograd_kernels);
-}
+const WinogradKernels& kernels() { return D2LFAST_SELECT_TABLE(conv2d_winograd_kernels); }
 
-const WinogradKernels& kernels_2x2() {
-  return cpu::select_table(cpu::baseline::conv2d_winograd_2x2_kernels, cpu::avx2::conv2d_winograd_2x2_kernels,
-                           cpu::avx512::conv2d_winograd_2x2_kernels);
-}
+const WinogradKernels& kernels_2x2() { return D2LFAST_SELECT_TABLE(conv2d_winograd_2x2_kernels); }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -63,16 +45,6 @@ WinogradTiles tiles_at(float* data, int64_t blocks, int64_t tiles, int64_t lanes
 }
 int64_t tiles_size(const WinogradKernels& table, int64_t blocks, int64_t tiles) {
   return table.planes * (blocks * tiles | 1) * table.lanes;
-}
-
-// Contiguous or channels_last, whichever `tensor` is already.
-at::Tensor dense(const at::Tensor& tensor) {
-  return tensor.is_contiguous() || tensor.is_contiguous(at::MemoryFormat::ChannelsLast) ? tensor
-                                                                                        : tensor.contiguous();
-}
-
-bool is_tile_kernel(const Conv2dShape& s) {
-  return s.kernel_h == 3 && s.kernel_w == 3 && s.stride[0] == 1 && s.stride[1] == 1;
 }
 
 struct Images {
@@ -376,17 +348,17 @@ bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass
 }  // namespace
 
 bool winograd_forward(const Conv2dForward& pass) {
-  if (is_tile_kernel(pass.shape)) return forward(kernels(), pass);
+  if (pass.shape.is_3x3()) return forward(kernels(), pass);
   return pieces_forward(pass, kernels().pieces[static_cast<int>(pass.shape.dtype)]);
 }
 
 bool winograd_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
-  if (is_tile_kernel(pass.shape)) return gradient_of_input(kernels(), pass, grad_input);
+  if (pass.shape.is_3x3()) return gradient_of_input(kernels(), pass, grad_input);
   return pieces_grad_input(pass, grad_input, kernels().pieces[static_cast<int>(pass.shape.dtype)]);
 }
 
 bool winograd_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias) {
-  if (is_tile_kernel(pass.shape)) return gradient_of_weight(kernels(), pass, grad_weight, grad_bias);
+  if (pass.shape.is_3x3()) return gradient_of_weight(kernels(), pass, grad_weight, grad_bias);
   return pieces_grad_weight(pass, grad_weight, grad_bias,
                             kernels().pieces[static_cast<int>(pass.shape.dtype)]);
 }

@@ -11,17 +11,7 @@
 #include "../dtype.h"
 #include "operators.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const CrossEntropyKernels cross_entropy_kernels;
-}
-namespace avx2 {
-extern const CrossEntropyKernels cross_entropy_kernels;
-}
-namespace avx512 {
-extern const CrossEntropyKernels cross_entropy_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(CrossEntropyKernels, cross_entropy_kernels);
 
 namespace d2lfast::ops {
 
@@ -29,10 +19,7 @@ namespace {
 
 using at::Tensor;
 
-const CrossEntropyKernels& kernels() {
-  return cpu::select_table(cpu::baseline::cross_entropy_kernels, cpu::avx2::cross_entropy_kernels,
-                           cpu::avx512::cross_entropy_kernels);
-}
+const CrossEntropyKernels& kernels() { return D2LFAST_SELECT_TABLE(cross_entropy_kernels); }
 
 // [N,C,...] as [N,D,C] with dense classes.
 Tensor class_rows(const Tensor& input) {

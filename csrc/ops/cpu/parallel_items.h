@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../../kernels/dtype.h"
+#include "../dtype.h"
 #include "scratch.h"
 
 namespace d2lfast::ops {
@@ -15,8 +15,7 @@ template <typename Kernel, typename Params>
 void parallel_items(Kernel kernel, const Params& params, int64_t items, int64_t item_cost, int64_t scratch,
                     DType dtype) {
   constexpr int64_t kLeastCost = 1 << 15;
-  const size_t bytes =
-      static_cast<size_t>(scratch) * (dtype == DType::kFloat64 ? sizeof(double) : sizeof(float));
+  const size_t bytes = static_cast<size_t>(scratch * accumulator_size(dtype));
   const int64_t grain = std::max<int64_t>(1, kLeastCost / std::max<int64_t>(1, item_cost));
   at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
     kernel(params, begin, end, bytes > 0 ? thread_scratch(bytes) : nullptr);

@@ -3,40 +3,20 @@
 #include "../../kernels/cpu/isa.h"
 #include "../../kernels/pool2d.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const MaxPool2dKernels pool2d_max_kernels;
-extern const MaxPool2dGradientKernels pool2d_max_gradient_kernels;
-extern const AvgPool2dKernels pool2d_average_kernels;
-extern const AdaptivePool2dKernels pool2d_adaptive_kernels;
-}  // namespace baseline
-namespace avx2 {
-extern const MaxPool2dKernels pool2d_max_kernels;
-extern const MaxPool2dGradientKernels pool2d_max_gradient_kernels;
-extern const AvgPool2dKernels pool2d_average_kernels;
-extern const AdaptivePool2dKernels pool2d_adaptive_kernels;
-}  // namespace avx2
-namespace avx512 {
-extern const MaxPool2dKernels pool2d_max_kernels;
-extern const MaxPool2dGradientKernels pool2d_max_gradient_kernels;
-extern const AvgPool2dKernels pool2d_average_kernels;
-extern const AdaptivePool2dKernels pool2d_adaptive_kernels;
-}  // namespace avx512
+D2LFAST_DECLARE_TABLES(MaxPool2dKernels, pool2d_max_kernels);
+D2LFAST_DECLARE_TABLES(MaxPool2dGradientKernels, pool2d_max_gradient_kernels);
+D2LFAST_DECLARE_TABLES(AvgPool2dKernels, pool2d_average_kernels);
+D2LFAST_DECLARE_TABLES(AdaptivePool2dKernels, pool2d_adaptive_kernels);
 
-inline const MaxPool2dKernels& pool2d_max_table() {
-  return select_table(baseline::pool2d_max_kernels, avx2::pool2d_max_kernels, avx512::pool2d_max_kernels);
-}
+namespace d2lfast::cpu {
+
+inline const MaxPool2dKernels& pool2d_max_table() { return D2LFAST_SELECT_TABLE(pool2d_max_kernels); }
 inline const MaxPool2dGradientKernels& pool2d_max_gradient_table() {
-  return select_table(baseline::pool2d_max_gradient_kernels, avx2::pool2d_max_gradient_kernels,
-                      avx512::pool2d_max_gradient_kernels);
+  return D2LFAST_SELECT_TABLE(pool2d_max_gradient_kernels);
 }
-inline const AvgPool2dKernels& pool2d_average_table() {
-  return select_table(baseline::pool2d_average_kernels, avx2::pool2d_average_kernels,
-                      avx512::pool2d_average_kernels);
-}
+inline const AvgPool2dKernels& pool2d_average_table() { return D2LFAST_SELECT_TABLE(pool2d_average_kernels); }
 inline const AdaptivePool2dKernels& pool2d_adaptive_table() {
-  return select_table(baseline::pool2d_adaptive_kernels, avx2::pool2d_adaptive_kernels,
-                      avx512::pool2d_adaptive_kernels);
+  return D2LFAST_SELECT_TABLE(pool2d_adaptive_kernels);
 }
 
 }  // namespace d2lfast::cpu

@@ -5,26 +5,13 @@
 #include "../../kernels/cpu/isa.h"
 #include "../recurrent_cell.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const RecurrentKernels recurrent_kernels;
-}
-namespace avx2 {
-extern const RecurrentKernels recurrent_kernels;
-}
-namespace avx512 {
-extern const RecurrentKernels recurrent_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(RecurrentKernels, recurrent_kernels);
 
 namespace d2lfast::ops {
 
 namespace {
 
-const RecurrentKernels& kernels() {
-  return cpu::select_table(cpu::baseline::recurrent_kernels, cpu::avx2::recurrent_kernels,
-                           cpu::avx512::recurrent_kernels);
-}
+const RecurrentKernels& kernels() { return D2LFAST_SELECT_TABLE(recurrent_kernels); }
 
 // A thread should have some microseconds of work.
 constexpr int64_t kGrain = 32768;

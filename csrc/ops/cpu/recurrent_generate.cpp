@@ -11,17 +11,7 @@
 #include "recurrent_layer.h"
 #include "scratch.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const RecurrentKernels recurrent_kernels;
-}
-namespace avx2 {
-extern const RecurrentKernels recurrent_kernels;
-}
-namespace avx512 {
-extern const RecurrentKernels recurrent_kernels;
-}
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(RecurrentKernels, recurrent_kernels);
 
 namespace d2lfast::ops {
 
@@ -87,8 +77,7 @@ std::optional<std::tuple<Tensor, Tensor, Tensor>> recurrent_generate(const Tenso
   }
   const int index = type == at::kDouble ? 0 : 1;
   const auto bytes = static_cast<int64_t>(index == 0 ? sizeof(double) : sizeof(float));
-  const auto& kernels = cpu::select_table(cpu::baseline::recurrent_kernels, cpu::avx2::recurrent_kernels,
-                                          cpu::avx512::recurrent_kernels);
+  const auto& kernels = D2LFAST_SELECT_TABLE(recurrent_kernels);
   const Tensor output = empty({1, rows, hidden}, input.options());
   const Tensor h_n = empty({layers, rows, hidden}, input.options());
   const Tensor c_n = cx != nullptr ? empty({layers, rows, hidden}, input.options()) : Tensor();

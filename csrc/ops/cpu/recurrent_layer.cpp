@@ -7,33 +7,17 @@
 
 #include "../../kernels/cpu/isa.h"
 
-namespace d2lfast::cpu {
-namespace baseline {
-extern const PanelKernels panel_product_kernels;
-extern const RecurrentSequenceKernels recurrent_sequence_kernels;
-}  // namespace baseline
-namespace avx2 {
-extern const PanelKernels panel_product_kernels;
-extern const RecurrentSequenceKernels recurrent_sequence_kernels;
-}  // namespace avx2
-namespace avx512 {
-extern const PanelKernels panel_product_kernels;
-extern const RecurrentSequenceKernels recurrent_sequence_kernels;
-}  // namespace avx512
-}  // namespace d2lfast::cpu
+D2LFAST_DECLARE_TABLES(PanelKernels, panel_product_kernels);
+D2LFAST_DECLARE_TABLES(RecurrentSequenceKernels, recurrent_sequence_kernels);
 
 namespace d2lfast::ops {
 
 using at::Tensor;
 
-const PanelKernels& panel_product_kernels() {
-  return cpu::select_table(cpu::baseline::panel_product_kernels, cpu::avx2::panel_product_kernels,
-                           cpu::avx512::panel_product_kernels);
-}
+const PanelKernels& panel_product_kernels() { return D2LFAST_SELECT_TABLE(panel_product_kernels); }
 
 const RecurrentSequenceKernels& recurrent_sequence_kernels() {
-  return cpu::select_table(cpu::baseline::recurrent_sequence_kernels, cpu::avx2::recurrent_sequence_kernels,
-                           cpu::avx512::recurrent_sequence_kernels);
+  return D2LFAST_SELECT_TABLE(recurrent_sequence_kernels);
 }
 
 CPURecurrentLayer::CPURecurrentLayer(RecurrentLayer layer)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from d2lfast import _extension
 
@@ -33,11 +34,18 @@ _OPERATORS = {
     device: _with_kernels(key) for device, key in (("cpu", "CPU"), ("meta", "Meta"), ("cuda", "CUDA"))
 }
 _NONE: frozenset[str | None] = frozenset()
+_is_compiling = torch.compiler.is_compiling
+_is_transformed = torch._C._are_functorch_transforms_active
 
 
 def has_kernels(operator: str | None, device_type: str) -> bool:
     """Whether this build can run an operator of `torch.ops.d2lfast` (None: every one) on a kind of device."""
     return operator in _OPERATORS.get(device_type, _NONE)
+
+
+def traced() -> bool:
+    """Whether code is compiled, or runs under `torch.func` or forward-mode differentiation."""
+    return _is_compiling() or _is_transformed() or forward_ad._current_level >= 0
 
 
 def supported(tensor: Tensor, operator: str | None = None) -> bool:

@@ -36,6 +36,22 @@ def _check(input, weight, bias, running_mean, running_var, residual):
         )
 
 
+def _statistics(input: Tensor) -> Tensor:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return input.new_empty([3, input.shape[1]], dtype=dtype)
+
+
+def _gradients(input: Tensor, parameter: Tensor, output_mask):
+    wants_input, wants_weight, wants_bias, wants_residual = output_mask
+    channels = input.shape[1]
+    return (
+        _like(input) if wants_input else input.new_empty([0]),
+        parameter.new_empty([channels if wants_weight else 0]),
+        parameter.new_empty([channels if wants_bias else 0]),
+        _like(input) if wants_residual else input.new_empty([0]),
+    )
+
+
 @torch.library.register_fake("d2lfast::batch_norm_act")
 def _batch_norm_act(
     input,
@@ -67,11 +83,10 @@ def _batch_norm_act_saving(
     input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual
 ):
     _check(input, weight, bias, running_mean, running_var, residual)
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     keeps_mask = activation == "relu" and residual is not None
     return (
         _like(input),
-        input.new_empty([3, input.shape[1]], dtype=dtype),
+        _statistics(input),
         input.new_empty(_mask_size(input) if keeps_mask else [0], dtype=torch.uint8),
     )
 
@@ -80,15 +95,7 @@ def _batch_norm_act_saving(
 def _batch_norm_act_backward(
     grad_output, input, weight, statistics, output, mask, training, activation, output_mask
 ):
-    wants_input, wants_weight, wants_bias, wants_residual = output_mask
-    channels = input.shape[1]
-    parameter = input if weight is None else weight
-    return (
-        _like(input) if wants_input else input.new_empty([0]),
-        parameter.new_empty([channels if wants_weight else 0]),
-        parameter.new_empty([channels if wants_bias else 0]),
-        _like(input) if wants_residual else input.new_empty([0]),
-    )
+    return _gradients(input, input if weight is None else weight, output_mask)
 
 
 @torch.library.register_fake("d2lfast::batch_norm_act_")
@@ -112,23 +119,15 @@ def _batch_norm_inplace_saving(
     input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual
 ):
     _check(input, weight, bias, running_mean, running_var, residual)
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return input.new_empty([3, input.shape[1]], dtype=dtype)
+    return _statistics(input)
 
 
 @torch.library.register_fake("d2lfast::_batch_norm_inplace_backward")
 def _batch_norm_inplace_backward(
     grad_output, output, weight, bias, statistics, training, activation, output_mask
 ):
-    wants_input, wants_weight, wants_bias, wants_residual = output_mask
-    channels = output.shape[1]
     parameter = weight if weight is not None else output if bias is None else bias
-    return (
-        _like(output) if wants_input else output.new_empty([0]),
-        parameter.new_empty([channels if wants_weight else 0]),
-        parameter.new_empty([channels if wants_bias else 0]),
-        _like(output) if wants_residual else output.new_empty([0]),
-    )
+    return _gradients(output, parameter, output_mask)
 
 
 @torch.library.register_fake("d2lfast::_sync_batch_norm_moments")

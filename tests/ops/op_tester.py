@@ -25,6 +25,15 @@ class RecordOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def naming(case):
+    """The function that builds a case from a test's name and the arguments of `case`."""
+
+    def named(id, *arguments, **options):
+        return pytest.param(case(*arguments, **options), id=id)
+
+    return named
+
+
 def bitwise_equal(a, b):
     for x, y in zip(a.outputs, b.outputs, strict=True):
         assert x.dtype == y.dtype

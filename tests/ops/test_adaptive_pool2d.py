@@ -1,6 +1,5 @@
-import pytest
 import torch
-from ops.op_tester import OpTester
+from ops.op_tester import OpTester, naming
 from ops.opinfo import OpInfoTester
 
 import d2lfast
@@ -11,10 +10,7 @@ def pool(operator):
     def case(input, output_size, values="normal"):
         return Case(operator, {"input": input}, {"output_size": output_size}, values=values)
 
-    def named(id, *arguments, **options):
-        return pytest.param(case(*arguments, **options), id=id)
-
-    return case, named
+    return case, naming(case)
 
 
 def sizes(named):

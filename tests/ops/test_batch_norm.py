@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ops.op_tester import OpTester
+from ops.op_tester import OpTester, naming
 from ops.opinfo import OpInfoTester
 
 import d2lfast
@@ -19,8 +19,7 @@ def norm(input, affine=True, running=True, residual=False, **options):
     return Case("batch_norm_act", shapes, options)
 
 
-def named(id, input, **options):
-    return pytest.param(norm(input, **options), id=id)
+named = naming(norm)
 
 
 class TestBatchNorm(OpTester):

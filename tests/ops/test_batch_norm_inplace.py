@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ops.op_tester import naming
 from ops.test_batch_norm import norm
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -63,8 +64,9 @@ def inside_of_nan(x):
     return view.copy_(x)
 
 
-def named(id, input, differentiable=None, **options):
-    return pytest.param(norm(input, **options).replace(differentiable=differentiable), id=id)
+@naming
+def named(input, differentiable=None, **options):
+    return norm(input, **options).replace(differentiable=differentiable)
 
 
 PERMITTED = [

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ops.op_tester import OpTester
+from ops.op_tester import OpTester, naming
 from ops.opinfo import OpInfoTester
 
 import d2lfast
@@ -15,8 +15,7 @@ def conv(input, weight, bias=True, **options):
     return Case("conv2d", shapes, options)
 
 
-def named(id, *arguments, **options):
-    return pytest.param(conv(*arguments, **options), id=id)
+named = naming(conv)
 
 
 class TestConv2d(OpTester):

@@ -1,16 +1,16 @@
 """Vectors along the batch, forced, and where the table takes it."""
 
+from functools import partial
+
 import pytest
 import torch
-from ops.op_tester import OpTester
+from ops.op_tester import OpTester, naming
 from ops.test_conv2d import conv
 
 import d2lfast
 from d2lfast.testing import check
 
-
-def named(id, *arguments, **options):
-    return pytest.param(conv(*arguments, algorithm="batch", **options), id=id)
+named = naming(partial(conv, algorithm="batch"))
 
 
 class TestConv2dBatch(OpTester):

@@ -1,8 +1,10 @@
 """Winograd's F(4x4, 3x3) and F(2x2, 3x3), forced: numerics, and values that are not finite."""
 
+from functools import partial
+
 import pytest
 import torch
-from ops.op_tester import OpTester
+from ops.op_tester import OpTester, naming
 from ops.test_conv2d import conv
 
 import d2lfast
@@ -11,13 +13,8 @@ from d2lfast.nn import functional as F
 # Relative error in the L2 norm on unit-normal data.
 LARGEST_ERROR = 5e-6
 
-
-def named(id, *arguments, algorithm="winograd", **options):
-    return pytest.param(conv(*arguments, algorithm=algorithm, **options), id=id)
-
-
-def smaller(id, *arguments, **options):
-    return named(id, *arguments, algorithm="winograd_2x2", **options)
+named = naming(partial(conv, algorithm="winograd"))
+smaller = naming(partial(conv, algorithm="winograd_2x2"))
 
 
 class TestConv2dWinograd(OpTester):

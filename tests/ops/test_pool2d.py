@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ops.op_tester import OpTester
+from ops.op_tester import OpTester, naming
 from ops.opinfo import OpInfoTester
 
 import d2lfast
@@ -11,10 +11,7 @@ def pool(operator, values="normal"):
     def case(input, kernel_size, **options):
         return Case(operator, {"input": input}, {"kernel_size": kernel_size, **options}, values=values)
 
-    def named(id, input, kernel_size, **options):
-        return pytest.param(case(input, kernel_size, **options), id=id)
-
-    return case, named
+    return case, naming(case)
 
 
 def windows(named):

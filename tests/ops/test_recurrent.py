@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ops.op_tester import OpTester
+from ops.op_tester import OpTester, naming
 
 from d2lfast.testing import Case, check, inputs_of, run
 
@@ -18,10 +18,7 @@ def cell(operator):
             options.setdefault("nonlinearity", "tanh")
         return Case(operator, shapes, options)
 
-    def named(id, *arguments, **options):
-        return pytest.param(case(*arguments, **options), id=id)
-
-    return case, named
+    return case, naming(case)
 
 
 def sizes(named):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ops.op_tester import OpTester
+from ops.op_tester import OpTester, naming
 from torch.nn import functional
 
 from d2lfast.testing import Case, check, inputs_of
@@ -13,10 +13,7 @@ def layer(operator):
     def case(*sizes, bias=True, projection=0, **options):
         return Case(operator, layer_shapes(operator, *sizes, bias, projection), options)
 
-    def named(id, *sizes, **options):
-        return pytest.param(case(*sizes, **options), id=id)
-
-    return case, named
+    return case, naming(case)
 
 
 def sizes(named):

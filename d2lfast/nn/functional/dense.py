@@ -5,14 +5,13 @@ from typing import Any
 import torch
 import torch.nn.functional as _native
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from d2lfast._support import traced
 
 __all__ = ["linear"]
 
 _ops: Any = torch.ops.d2lfast
 _linear = _ops._linear.default
-_is_compiling = torch.compiler.is_compiling
-_is_transformed = torch._C._are_functorch_transforms_active
 _TYPES = frozenset({torch.float32, torch.float64})
 # Measured: with fewer rows or more features torch's products are as fast.
 _LEAST_ROWS, _MOST_FEATURES = 2048, 128
@@ -25,7 +24,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows on that are dense in memory, with up to 128 features on either side, and gradients; the rest is
     torch's.
     """
-    if torch.is_grad_enabled() and not _is_compiling() and _takes(input, weight, bias):
+    if torch.is_grad_enabled() and not traced() and _takes(input, weight, bias):
         return _linear(input, weight, bias)
     return _native.linear(input, weight, bias)
 
@@ -42,8 +41,6 @@ def _takes(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and all(_plain(tensor, input.dtype) for tensor in (input, weight))
         and (bias is None or (_plain(bias, input.dtype) and bias.shape == weight.shape[:1]))
         and not torch.is_autocast_enabled("cpu")
-        and not _is_transformed()
-        and forward_ad._current_level < 0
     )
 
 

@@ -5,16 +5,13 @@ from typing import Any
 import torch
 import torch.nn.functional as _native
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from d2lfast._support import supported
+from d2lfast._support import supported, traced
 
 __all__ = ["cross_entropy"]
 
 _ops: Any = torch.ops.d2lfast
 _cross_entropy = _ops._cross_entropy.default
-_is_compiling = torch.compiler.is_compiling
-_is_transformed = torch._C._are_functorch_transforms_active
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -53,8 +50,7 @@ def cross_entropy(
     than the CPU, compiled code, `torch.func` and forward-mode differentiation are left to torch.
     """
     plain = weight is None and size_average is None and reduce is None and label_smoothing == 0.0
-    traced = _is_compiling() or _is_transformed() or forward_ad._current_level >= 0
-    if not plain or reduction not in _REDUCTIONS or traced or not _takes(input, target):
+    if not plain or reduction not in _REDUCTIONS or traced() or not _takes(input, target):
         return _native.cross_entropy(
             input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
         )

@@ -55,7 +55,8 @@ def show_command(
     """Draw the first layer's filters, its feature maps of an image, and predictions of test images."""
     if importlib.util.find_spec("matplotlib") is None:
         fail("Drawing needs matplotlib: pip install 'd2lfast[plot]'")
-    saved = _load(weights or out / f"{network}.pt", "fashion-mnist", f"d2lfast train {network}")
+    weights = weights or out / f"{network}.pt"
+    saved = _load(weights, "fashion-mnist", f"d2lfast train {network}")
     if saved.name != network:
         fail(f"{weights} holds {saved.name}, not {network}")
     from d2lfast.data import ImageData, default_images

@@ -2,7 +2,7 @@
 
 import pickle
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ class ImageFolder(Dataset):
     Args:
         root: the folder.
         size: height and width that they are resized to; None leaves them.
+        transform: what is done with each picture, [3, height, width] in [0, 1], for example augmentation.
 
     Attributes:
         classes: the subfolders' names, sorted.
@@ -104,9 +105,15 @@ class ImageFolder(Dataset):
 
     _KINDS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 
-    def __init__(self, root: str | Path, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        size: tuple[int, int] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._image = _pillow()
         self.size = size
+        self.transform = transform
         folders = sorted(path for path in Path(root).glob("*") if path.is_dir())
         self.classes = tuple(folder.name for folder in folders)
         self.samples = [
@@ -129,7 +136,8 @@ class ImageFolder(Dataset):
                 image = image.resize(self.size[::-1], self._image.Resampling.BILINEAR)
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error})") from error
-        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float().div_(255), label
+        picture = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float().div_(255)
+        return picture if self.transform is None else self.transform(picture), label
 
 
 def _pillow() -> Any:

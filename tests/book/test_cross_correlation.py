@@ -65,6 +65,15 @@ def test_corr2d_against_the_definition_with_gradients():
     )
 
 
+def test_convolution_is_correlation_with_the_kernel_flipped_both_ways():
+    X, K = torch.randn(5, 6, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    expected = torch.zeros(4, 4, dtype=torch.float64)
+    for i in range(4):
+        for j in range(4):
+            expected[i, j] = sum(X[i + 1 - a, j + 2 - b] * K[a, b] for a in range(2) for b in range(3))
+    torch.testing.assert_close(corr2d(X, K.flip(0, 1)), expected)
+
+
 def test_several_input_channels():
     equal(corr2d_multi_in(X2, K2), [[56, 72], [104, 120]])
 

@@ -114,7 +114,7 @@ def test_beam_search_of_one_is_greedy_search():
     src = torch.randint(12, (3, 5))
     greedy = models.greedy_search(model, src, 6, 1)
     for row, found in zip(greedy.tolist(), models.beam_search(model, src, 6, 1, 2, beam_size=1)):
-        assert found[0].tokens == row[: row.index(2)] if 2 in row else row
+        assert found[0].tokens == (row[: row.index(2)] if 2 in row else row)
     assert len(models.beam_search(model, src, 6, 1, 2, beam_size=3)[0]) == 3
 
 

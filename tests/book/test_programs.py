@@ -113,11 +113,9 @@ def test_convolutional_networks_have_the_books_sizes(model, size, parameters):
         assert model(torch.rand(1, 1, size, size)).shape == (1, 10)
     if isinstance(model, d2l.Classifier):
         model.apply_init([torch.rand(1, 1, size, size)], d2l.init_cnn)
-        bound = (
-            6
-            / (10 + next(m for m in reversed(list(model.modules())) if hasattr(m, "weight")).weight.shape[1])
-        ) ** 0.5
-        assert isinstance(bound, float)
+        for weight in (p for p in model.parameters() if p.dim() > 1):
+            fans = nn.init._calculate_fan_in_and_fan_out(weight)
+            assert weight.abs().max().item() == pytest.approx((6 / sum(fans)) ** 0.5, rel=0.1)
 
 
 def test_conv2d_learns_the_edge_detector():

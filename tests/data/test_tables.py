@@ -6,6 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from d2lfast.data import SineSeries, SyntheticRegressionData, WeightDecayData
 from d2lfast.data.cifar10 import CLASSES, ImageFolder, extract_cifar10
@@ -178,6 +179,10 @@ class TestCifar:
         expected = torch.from_numpy(images[0]).permute(2, 0, 1) / 255
         torch.testing.assert_close(image, expected)
         assert ImageFolder(tmp_path / "tree" / "train", size=(8, 16))[0][0].shape == (3, 8, 16)
+        flipped = ImageFolder(tmp_path / "tree" / "test", transform=lambda picture: picture.flip(-1))
+        batch, labels = next(iter(DataLoader(flipped, batch_size=6)))
+        torch.testing.assert_close(batch[0], image.flip(-1))
+        assert labels.tolist() == [label for _, label in flipped.samples]
 
     def test_an_unpacked_folder(self, tmp_path):
         with tarfile.open(self.archive(tmp_path / "c.tar.gz")) as tar:

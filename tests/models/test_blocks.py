@@ -108,6 +108,14 @@ def test_vgg_of_any_arch(arch):
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == sum(n for n, _ in arch)
 
 
+@LAYERS
+def test_anynet_of_any_arch(layers):
+    # Depth, channels, width of a group, multiple of the bottleneck.
+    model = models.AnyNet(((1, 8, 4, 1), (2, 12, 4, 1)), 8, 5, 3, layers=layers)
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    assert [len(stage) for stage in model.net[1:3]] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("lenet", 28), ("bn-lenet", 28), ("resnet18", 64), ("densenet", 64)]
 )

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import d2lfast
 from d2lfast import models
+from d2lfast.inference.names import guess
 from d2lfast.models import recurrent, recurrent_scratch
 from d2lfast.models.registry import NETWORKS
 
@@ -202,6 +203,17 @@ class TestNames:
         outputs, _ = model.gru(model.embedding(tokens.T))
         expected = model.linear(torch.cat((outputs[-1, :, :7], outputs[0, :, 7:]), 1))
         torch.testing.assert_close(model(tokens, torch.tensor([5, 5])), expected)
+
+    def test_guesses_are_the_likeliest(self):
+        model = models.NameClassifier(128, 4, 6, 1)
+        found = guess(model, "Li", ["a", "b", "c", "d"], count=4)
+        assert sorted(language for language, _ in found) == ["a", "b", "c", "d"]
+        values = [value for _, value in found]
+        assert values == sorted(values, reverse=True)
+        assert sum(values) == pytest.approx(1)
+        logits = model(torch.tensor([[ord("L"), ord("i")]]), torch.tensor([2]))
+        assert found[0][0] == "abcd"[logits.argmax()]
+        assert model.training
 
 
 def test_toy_lenet_is_the_functional_network():

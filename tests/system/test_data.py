@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from d2lfast import book
 from d2lfast.data import TensorLoader, default_images, digits, download, read_idx
 from d2lfast.data import fashion_mnist as load
 from d2lfast.data.download import Remote, fetch
@@ -106,6 +107,15 @@ class TestFolder:
         torch.testing.assert_close(images.train_images.flatten(), raw / 255)
         assert 0 <= images.train_images.min() < 0.01
         assert 0.99 < images.train_images.max() <= 1
+
+    def test_the_books_loaders(self, tmp_path, monkeypatch):
+        write(tmp_path / "fashion-mnist", contents())
+        monkeypatch.setenv("D2LFAST_DATA", str(tmp_path))
+        train, test = book.load_data_fashion_mnist(8, resize=32)
+        assert [len(y) for _, y in train] == [8, 8, 8, 6]
+        X, y = next(iter(test))
+        assert X.shape == (8, 1, 32, 32)
+        assert book.get_fashion_mnist_labels(y)[:2] == ["t-shirt", "trouser"]
 
     def test_an_argument_goes_before_the_variable(self, tmp_path, monkeypatch):
         write(tmp_path / "a", contents(train=3))

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from d2lfast.commands import app
 from d2lfast.inference.saved import load_saved
 from d2lfast.models.registry import NETWORKS
+from d2lfast.training import train, twins
 from d2lfast.training.workload import workload
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "system"))
@@ -70,6 +71,29 @@ def test_workloads_of_large_images(data, name):
     assert y.shape == (2,)
     assert work.epochs == 10
     assert f"resized to {size}x{size}" in work.source
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("lenet", None), ("bn-lenet", None), ("resnet18", 32), ("densenet", 32), ("names", None)],
+)
+def test_twins_begin_alike_and_see_the_same_batches(data, name, size):
+    work = workload(name, batch_size=10, resize=size)
+    pair = twins(work.module, work.data, max_epochs=2, seed=3)
+    states = [trainer.model.state_dict() for trainer in pair]
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(*values) for values in zip(*(state.values() for state in states)))
+    seen = []
+    for trainer in pair:
+        batches, prepare = [], trainer.prepare_batch
+        trainer.prepare_batch = lambda batch, seen=batches, f=prepare: seen.append(batch) or f(batch)
+        seen.append(batches)
+    train(pair)
+    assert len(seen[0]) == len(seen[1]) > 2 * pair[0].num_train_batches
+    for batches in zip(*seen):
+        assert all(torch.equal(*tensors) for tensors in zip(*batches, strict=True))
+    order = [torch.cat([batch[-1] for batch in seen[0][start:][:2]]) for start in (0, len(seen[0]) // 2)]
+    assert not torch.equal(*order)
 
 
 def test_list(data):

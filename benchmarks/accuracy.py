@@ -26,7 +26,7 @@ def digest(tensors):
 
 
 def run(trainer: Trainer, settle: int, threads: int) -> tuple[float, list[str]]:
-    """Train, the last `settle` epochs at a tenth of the rate; return the accuracy and the batches' digests."""
+    """Train, the last `settle` epochs at a tenth of the rate; return accuracy and digests of the batches."""
     seen = []
     prepare = trainer.prepare_batch
 

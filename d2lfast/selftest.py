@@ -201,6 +201,12 @@ def _conv2d() -> Iterator[Case]:
     yield case((2, 8, 10, 10), (8, 1, 3, 3), True, [1, 1], [1, 1], [1, 1], 8, "relu")
     yield case((2, 12, 8, 8), (8, 3, 3, 3), True, [2, 2], [1, 1], [1, 1], 4, "none")
     yield case((3, 23, 19), (8, 3, 11, 11), True, [4, 4], [2, 2], [1, 1], 1, "none")
+    yield Case(
+        "conv2d",
+        ((2, 32, 14, 14), (32, 32, 3, 3), (32,), (2, 32, 14, 14)),
+        lambda x, w, b, r: _ops().conv2d(x, w, b, [1, 1], [1, 1], [1, 1], 1, "relu", residual=r),
+        lambda x, w, b, r: torch.relu(F.conv2d(x, w, b, padding=1) + r),
+    )
 
 
 def _pooling() -> Iterator[Case]:

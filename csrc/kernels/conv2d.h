@@ -62,6 +62,7 @@ struct Conv2dParams {
   int64_t weight_group;                  // elements between groups
   int64_t weight_result, weight_source;  // elements between result and source channels
   const void* bias;                      // [G*M] or null, of the tensors' dtype
+  const void* residual;                  // null, or laid out as the result: added before the activation
   Activation activation;
   void* result;  // [N,G*M,...], written once
   Strides4 result_strides;

@@ -37,8 +37,8 @@ struct Conv2dBatchKernels {
   void (*interleave[kNumDTypes])(const void* data, const void* activated, Activation activation, int64_t size,
                                  int64_t images, float* interleaved);
   void (*separate[kNumDTypes])(const float* interleaved, int64_t size, int64_t images, void* data);
-  // All of `result` [elements][lanes].
-  void (*result)(const Conv2dBatchParams& params, const float* source, float* result);
+  // All of `result` [elements][lanes]. `residual`: null, or as the result, added before the activation.
+  void (*result)(const Conv2dBatchParams& params, const float* source, const float* residual, float* result);
   // With `gradient` laid out as params.result: adds the gradients, lane by lane, to `weight`
   // [M][C][KH][KW][lanes] and `bias` [M][lanes], either of which may be null.
   void (*weight)(const Conv2dBatchParams& params, const float* source, const float* gradient, float* weight,

@@ -54,7 +54,8 @@ struct Conv2dChannelsParams {
   int64_t result_channels;  // of all groups
   const void* weight;       // element (result channel m of group g, c, y, x)
   int64_t weight_group, weight_result, weight_source, weight_h, weight_w;
-  const void* bias;  // [result_channels] or null, of accumulator type
+  const void* bias;      // [result_channels] or null, of accumulator type
+  const void* residual;  // null, or laid out as the result: added before the activation
   Activation activation;
   void* result;
   Strides4 result_strides;  // s.c == 1, or s.w == 1 where tiles are transposed as they are stored

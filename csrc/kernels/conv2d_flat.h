@@ -26,6 +26,7 @@ struct Conv2dFlatParams {
   const uint8_t* uniform;         // [vectors + kFlatSpareVectors], whether the rows of a window share masks
   const void* weight;             // [G][C][taps][M], accumulator type
   const void* bias;               // [G*M] accumulator type, or null
+  const void* residual;           // null, or laid out as the result: added before the activation
   Activation activation;
   void* result;  // [N,G*M,size], contiguous
   int64_t size;

@@ -26,6 +26,7 @@ struct Conv2dGemmParams {
   void* packed;         // [M*C] accumulators: the row blocks of the weight
   int64_t depth;        // channels of the source that are multiplied together
   const void* bias;
+  const void* residual;  // null, or laid out as the result: added before the activation
   Activation activation;
   void* result;
   int64_t result_channels;

@@ -32,6 +32,7 @@ struct Conv2dPlanesParams {
   const PlanesTap* tap;    // [taps_w]
   const void* weight;      // [G][M][C][taps_h][taps_w], accumulator type
   const void* bias;        // [G*M] accumulator type, or null
+  const void* residual;    // null, or laid out as the result: added before the activation
   Activation activation;
   void* result;  // [N,G*M,rows,cols], contiguous
   int64_t rows, cols;

@@ -64,6 +64,7 @@ struct WinogradResult {
   WinogradStrips strips;
   int64_t source_blocks;  // channel blocks of the transformed source
   const void* bias;       // [K] or null
+  const void* residual;   // null, or laid out as the result: added before the activation
   Activation activation;
 };
 

@@ -198,7 +198,6 @@ at::Tensor forward_autograd(const at::Tensor& input, const OptionalTensor& weigh
                             const OptionalTensor& running_mean, const OptionalTensor& running_var,
                             bool training, double momentum, double eps, std::string_view activation,
                             const OptionalTensor& residual) {
-  const auto requires_grad = [](const OptionalTensor& t) { return given(t) && t->requires_grad(); };
   const bool differentiable = at::GradMode::is_enabled() && (input.requires_grad() || requires_grad(weight) ||
                                                              requires_grad(bias) || requires_grad(residual));
   if (!differentiable) {

@@ -25,8 +25,6 @@ using torch::autograd::Variable;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<at::Tensor>;
 
-bool wants_gradient(const OptionalTensor& tensor) { return given(tensor) && tensor->requires_grad(); }
-
 // Whether (output - bias) / weight keeps x_hat: to some 16 roundings of it, and float16 outputs from their
 // smallest values, whose precision is less.
 bool invertible(at::ScalarType type, int64_t channels, const OptionalTensor& weight,
@@ -49,7 +47,7 @@ bool permitted(const at::Tensor& input, const OptionalTensor& weight, const Opti
                bool training, std::string_view activation_name, const OptionalTensor& residual) {
   const Activation activation = parse_activation(activation_name);
   if (!input.is_cpu() || input.dim() < 2) return false;
-  if (!training && !wants_gradient(weight)) return true;
+  if (!training && !requires_grad(weight)) return true;
   // Subclasses, such as fake tensors, may have no values.
   const auto has_values = [](const OptionalTensor& t) {
     return !given(t) || !t->key_set().has(c10::DispatchKey::Python);
@@ -106,7 +104,7 @@ class BatchNormInplaceFunction : public torch::autograd::Function<BatchNormInpla
     at::AutoDispatchBelowAutograd guard;
     const auto statistics = saving_dispatch(input, weight, bias, running_mean, running_var, training,
                                             momentum, eps, name, residual);
-    const bool wants_weight = wants_gradient(weight);
+    const bool wants_weight = requires_grad(weight);
     const Activation activation = parse_activation(name);
     const bool reads_output = training || wants_weight || activation != Activation::kNone;
     // Without the output's history: of a view it would hold the node that saves it.
@@ -136,9 +134,8 @@ void forward_autograd(const at::Tensor& input, const OptionalTensor& weight, con
                       const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                       double momentum, double eps, std::string_view activation,
                       const OptionalTensor& residual) {
-  const bool differentiable =
-      at::GradMode::is_enabled() &&
-      (input.requires_grad() || wants_gradient(weight) || wants_gradient(bias) || wants_gradient(residual));
+  const bool differentiable = at::GradMode::is_enabled() && (input.requires_grad() || requires_grad(weight) ||
+                                                             requires_grad(bias) || requires_grad(residual));
   torch::autograd::check_inplace(input, differentiable);
   if (!differentiable) {
     at::AutoDispatchBelowAutograd guard;

@@ -12,6 +12,7 @@
 #include "filter_cache.h"
 #include "gradient_guard.h"
 #include "layout.h"
+#include "optional_tensor.h"
 
 namespace d2lfast::ops {
 
@@ -42,7 +43,7 @@ Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
   TORCH_CHECK(input.size(1) == weight.size(1) * groups, "Given groups=", groups, ", weight of size ",
               weight.sizes(), ", expected input", input.sizes(), " to have ", weight.size(1) * groups,
               " channels, but got ", input.size(1), " channels instead");
-  if (bias.has_value() && bias->defined()) {
+  if (given(bias)) {
     TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), "Given weight of size ", weight.sizes(),
                 ", expected bias to be 1-dimensional with ", weight.size(0),
                 " elements, but got bias of size ", bias->sizes(), " instead");
@@ -79,6 +80,21 @@ Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
   return shape;
 }
 
+at::Tensor conv2d_residual(const at::Tensor& input, const std::optional<at::Tensor>& residual,
+                           const at::Tensor& output) {
+  if (!given(residual)) return {};
+  const at::Tensor images = batched(*residual);
+  TORCH_CHECK(residual->dim() == input.dim() && images.sizes() == output.sizes(),
+              "expected residual of the output's size ", like_batching_of(input, output).sizes(),
+              ", but got ", residual->sizes());
+  TORCH_CHECK(residual->scalar_type() == input.scalar_type(), "Input type (", input.toString(),
+              ") and residual type (", residual->toString(), ") should be the same");
+  TORCH_CHECK(residual->device() == input.device(),
+              "Expected all tensors to be on the same device, but got input on ", input.device(),
+              " and residual on ", residual->device());
+  return images.contiguous(layout_of(output));
+}
+
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -88,11 +104,12 @@ using torch::autograd::variable_list;
 at::Tensor conv2d_dispatch(const at::Tensor& input, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                           std::string_view activation, std::string_view algorithm) {
+                           std::string_view activation, std::string_view algorithm,
+                           const std::optional<at::Tensor>& residual) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("d2lfast::conv2d", "")
                              .typed<decltype(conv2d_dispatch)>();
-  return op.call(input, weight, bias, stride, padding, dilation, groups, activation, algorithm);
+  return op.call(input, weight, bias, stride, padding, dilation, groups, activation, algorithm, residual);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_dispatch(
@@ -111,15 +128,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_dispatch(
 class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
  public:
   static Variable forward(AutogradContext* ctx, const Variable& input, const Variable& weight,
-                          const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
-                          c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                          std::string_view activation, std::string_view algorithm) {
+                          const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& residual,
+                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                          c10::SymIntArrayRef dilation, c10::SymInt groups, std::string_view activation,
+                          std::string_view algorithm) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    Variable output =
-        conv2d_dispatch(input, weight, bias, stride, padding, dilation, groups, activation, algorithm);
+    Variable output = conv2d_dispatch(input, weight, bias, stride, padding, dilation, groups, activation,
+                                      algorithm, residual);
     const bool keeps_output = parse_activation(activation) != Activation::kNone;
     ctx->save_for_backward({input, weight, keeps_output ? output : Variable()});
-    ctx->saved_data["has_bias"] = bias.has_value() && bias->defined();
+    ctx->saved_data["has_bias"] = given(bias);
+    ctx->saved_data["has_residual"] = given(residual);
     ctx->saved_data["stride"] = stride;
     ctx->saved_data["padding"] = padding;
     ctx->saved_data["dilation"] = dilation;
@@ -136,23 +155,31 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
     const auto padding = ctx->saved_data["padding"].toSymIntVector();
     const auto dilation = ctx->saved_data["dilation"].toSymIntVector();
     const auto groups = ctx->saved_data["groups"].toSymInt();
-    const auto activation = ctx->saved_data["activation"].toStringRef();
+    std::string_view activation = ctx->saved_data["activation"].toStringRef();
     // needs_input_grad counts the tensors that were given.
+    const bool has_bias = ctx->saved_data["has_bias"].toBool();
     const std::array<bool, 3> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                                      ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)};
-    variable_list grads(9);
-    if (!grad_outputs[0].defined()) return grads;
+                                      has_bias && ctx->needs_input_grad(2)};
+    const bool wants_residual =
+        ctx->saved_data["has_residual"].toBool() && ctx->needs_input_grad(has_bias ? 3 : 2);
+    variable_list grads(10);
+    Variable grad = grad_outputs[0];
+    if (!grad.defined()) return grads;
+    if (at::GradMode::is_enabled() || wants_residual) {
+      // The residual's gradient is what the kernels would otherwise make while they read.
+      grad = activation_backward(grad, output, parse_activation(activation));
+      activation = "none";
+    }
+    if (wants_residual) grads[3] = grad;
     if (at::GradMode::is_enabled()) {
       // create_graph: the gradient from differentiable operators.
-      const auto grad = activation_backward(grad_outputs[0], output, parse_activation(activation));
       std::tie(grads[0], grads[1], grads[2]) = at::convolution_backward_symint(
           batched(grad), batched(input), weight, std::vector<c10::SymInt>{weight.sym_size(0)}, stride,
           padding, dilation, false, std::vector<c10::SymInt>{0, 0}, groups, mask);
       if (mask[0]) grads[0] = like_batching_of(input, grads[0]);
-    } else {
+    } else if (mask[0] || mask[1] || mask[2]) {
       std::tie(grads[0], grads[1], grads[2]) = conv2d_backward_dispatch(
-          grad_outputs[0], input, weight,
-          output.defined() ? std::optional<at::Tensor>(output) : std::optional<at::Tensor>(), stride, padding,
+          grad, input, weight, activation == "none" ? std::nullopt : optional_of(output), stride, padding,
           dilation, groups, activation, ctx->saved_data["algorithm"].toStringRef(), mask);
     }
     for (int i = 0; i < 3; ++i) {
@@ -165,27 +192,30 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
 at::Tensor conv2d_autograd(const at::Tensor& input, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                           std::string_view activation, std::string_view algorithm) {
-  const bool has_bias = bias.has_value() && bias->defined();
+                           std::string_view activation, std::string_view algorithm,
+                           const std::optional<at::Tensor>& residual) {
   const bool differentiable =
       at::GradMode::is_enabled() &&
-      (input.requires_grad() || weight.requires_grad() || (has_bias && bias->requires_grad()));
+      (input.requires_grad() || weight.requires_grad() || requires_grad(bias) || requires_grad(residual));
   if (!differentiable) {
     const InferenceGuard inference(!at::GradMode::is_enabled());
     at::AutoDispatchBelowADInplaceOrView guard;
-    return conv2d_dispatch(input, weight, bias, stride, padding, dilation, groups, activation, algorithm);
+    return conv2d_dispatch(input, weight, bias, stride, padding, dilation, groups, activation, algorithm,
+                           residual);
   }
-  return Conv2dFunction::apply(input, weight, bias, stride, padding, dilation, groups, activation, algorithm);
+  return Conv2dFunction::apply(input, weight, bias, residual, stride, padding, dilation, groups, activation,
+                               algorithm);
 }
 
 template <c10::DeviceType device>
 at::Tensor conv2d_autocast(const at::Tensor& input, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                           std::string_view activation, std::string_view algorithm) {
+                           std::string_view activation, std::string_view algorithm,
+                           const std::optional<at::Tensor>& residual) {
   const Autocast cast(device);
   return conv2d_dispatch(cast(input), cast(weight), cast(bias), stride, padding, dilation, groups, activation,
-                         algorithm);
+                         algorithm, cast(residual));
 }
 
 }  // namespace
@@ -193,7 +223,8 @@ at::Tensor conv2d_autocast(const at::Tensor& input, const at::Tensor& weight,
 TORCH_LIBRARY_FRAGMENT(d2lfast, m) {
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, SymInt groups, str activation=\"none\", str algorithm=\"auto\") -> Tensor");
+      "SymInt[2] dilation, SymInt groups, str activation=\"none\", str algorithm=\"auto\", "
+      "Tensor? residual=None) -> Tensor");
   m.def(
       "_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? output, SymInt[2] stride, "
       "SymInt[2] padding, SymInt[2] dilation, SymInt groups, str activation, str algorithm, "

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <optional>
 #include <string_view>
 
 #include "conv2d_algorithm.h"
@@ -14,5 +15,9 @@ namespace d2lfast::ops {
 D2LFAST_VISIBLE Conv2dShape check_conv2d(const at::Tensor& input, const at::Tensor& weight,
                                          const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
                                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+
+// A residual, batched and laid out as `output`, to which it is to be added; undefined without one.
+D2LFAST_VISIBLE at::Tensor conv2d_residual(const at::Tensor& input, const std::optional<at::Tensor>& residual,
+                                           const at::Tensor& output);
 
 }  // namespace d2lfast::ops

@@ -70,7 +70,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
 
 Tensor autograd(const Tensor& input, const Tensor& weight, const Optional& bias) {
   if (at::GradMode::is_enabled() &&
-      (input.requires_grad() || weight.requires_grad() || (given(bias) && bias->requires_grad()))) {
+      (input.requires_grad() || weight.requires_grad() || requires_grad(bias))) {
     return LinearFunction::apply(input, weight, bias);
   }
   at::AutoDispatchBelowADInplaceOrView guard;

@@ -9,6 +9,10 @@ namespace d2lfast::ops {
 // Python's None comes as no value or as an undefined tensor.
 inline bool given(const std::optional<at::Tensor>& tensor) { return tensor.has_value() && tensor->defined(); }
 
+inline bool requires_grad(const std::optional<at::Tensor>& tensor) {
+  return given(tensor) && tensor->requires_grad();
+}
+
 inline std::optional<at::Tensor> optional_of(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
 }

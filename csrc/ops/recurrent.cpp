@@ -103,7 +103,7 @@ bool differentiable(std::initializer_list<const Tensor*> tensors, const Optional
   for (const Tensor* tensor : tensors) {
     if (tensor->requires_grad()) return true;
   }
-  return (given(b_ih) && b_ih->requires_grad()) || (given(b_hh) && b_hh->requires_grad());
+  return requires_grad(b_ih) || requires_grad(b_hh);
 }
 
 // needs_input_grad counts the tensors that were given, the biases last.

@@ -26,8 +26,19 @@ def _empty(like: Tensor, shape: list, layout: torch.memory_format) -> Tensor:
 
 
 @torch.library.register_fake("d2lfast::conv2d")
-def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation="none", algorithm="auto"):
-    check_same_device(input, weight, bias)
+def _conv2d(
+    input,
+    weight,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+    activation="none",
+    algorithm="auto",
+    residual=None,
+):
+    check_same_device(input, weight, bias, residual)
     torch._check(
         input.dim() in (3, 4),
         lambda: f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got {tuple(input.shape)}",
@@ -49,6 +60,11 @@ def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation="
     for n in size:
         torch._check(n > 0, lambda: "Kernel size can't be greater than actual input size")
     shape = [*input.shape[:-3], weight.shape[0], *size]
+    if residual is not None:
+        torch._check(
+            list(residual.shape) == shape,
+            lambda: f"expected residual of the output's size {shape}, but got {list(residual.shape)}",
+        )
     return _empty(input, shape, _layout(input, weight))
 
 

@@ -10,14 +10,21 @@ __all__ = ["Conv2d", "LazyConv2d"]
 
 
 def convolve(
-    self: torch.nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none"
+    self: torch.nn.Conv2d,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str = "none",
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """The forward of a convolution layer, with the activation that follows it."""
+    """The forward of a convolution layer, with what follows it: `activation(convolution + residual)`."""
     padding: int | tuple[int, ...] | str = self.padding
     if self.padding_mode != "zeros":
         input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         padding = 0
-    return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation)
+    return F.conv2d(
+        input, weight, bias, self.stride, padding, self.dilation, self.groups, activation, residual
+    )
 
 
 class Conv2d(torch.nn.Conv2d):

@@ -33,13 +33,14 @@ class BatchNormAct2d(unfused.BatchNormAct2d):
 
 
 class Conv2dAct(unfused.Conv2dAct):
-    """`act(conv2d(x))`: the arguments of `torch.nn.Conv2d`, and `act_layer` as for `BatchNormAct2d`."""
+    """`act(conv2d(x) + residual)` in one sweep; arguments of `unfused.Conv2dAct`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve [N,C,H,W] or [C,H,W] and activate."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolve [N,C,H,W] or [C,H,W], add the residual and activate."""
         if supported(input, "conv2d") and supported(self.weight, "conv2d"):
-            return convolve(self, input, self.weight, self.bias, self.activation)
-        return unfused.activate(convolve(self, input, self.weight, self.bias), self.activation)
+            return convolve(self, input, self.weight, self.bias, self.activation, residual)
+        output = convolve(self, input, self.weight, self.bias)
+        return unfused.activate(output if residual is None else output + residual, self.activation)
 
 
 class ConvNormAct(unfused.ConvNormAct):

@@ -89,15 +89,19 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
 
 class Conv2dAct(nn.Conv2d):
-    """`act(conv2d(x))`: the arguments of `torch.nn.Conv2d`, and `act_layer` as for `BatchNormAct2d`."""
+    """`act(conv2d(x) + residual)`: the arguments of `torch.nn.Conv2d`, and `act_layer` as for `BatchNormAct2d`.
+
+    Shapes: x [N,C,H,W] or [C,H,W]; residual of the result's shape, or none.
+    """
 
     def __init__(self, *args: Any, act_layer: Any = "relu", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = activation_name(act_layer)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve [N,C,H,W] or [C,H,W] and activate."""
-        return activate(super().forward(input), self.activation)
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolve [N,C,H,W] or [C,H,W], add the residual and activate."""
+        output = super().forward(input)
+        return activate(output if residual is None else output + residual, self.activation)
 
     def extra_repr(self) -> str:
         """torch's, and the activation."""

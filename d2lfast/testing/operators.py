@@ -83,13 +83,14 @@ def _conv2d_ours(t: Tensors, options: dict) -> tuple[Tensor, ...]:
     from d2lfast.nn import functional
 
     with conv2d_algorithm(options.pop("algorithm", "auto")):
-        return (functional.conv2d(t["input"], t["weight"], t["bias"], **options),)
+        return (functional.conv2d(t["input"], t["weight"], t["bias"], residual=t["residual"], **options),)
 
 
 def _conv2d_native(t: Tensors, options: dict) -> tuple[Tensor, ...]:
     activation = options.pop("activation", "none")
     options.pop("algorithm", None)
-    return (_activate(native.conv2d(t["input"], t["weight"], t["bias"], **options), activation),)
+    output = native.conv2d(t["input"], t["weight"], t["bias"], **options)
+    return (_activate(output if t["residual"] is None else output + t["residual"], activation),)
 
 
 def _conv2d_arguments(t: Tensors, o: dict) -> tuple:
@@ -102,6 +103,7 @@ def _conv2d_arguments(t: Tensors, o: dict) -> tuple:
         o.get("groups", 1),
         o.get("activation", "none"),
         o.get("algorithm", "auto"),
+        t["residual"],
     )
 
 
@@ -126,7 +128,19 @@ def _conv2d_draw(rng: random.Random) -> tuple[dict, dict]:
     }
     if rng.random() < 0.1:
         options["padding"] = rng.choice(("same", "valid"))
+    if rng.random() < 0.3:
+        shapes |= _conv2d_residual(shapes, options)
     return shapes, options
+
+
+def _conv2d_residual(shapes: dict, options: dict) -> dict:
+    """The shape of a residual, where torch has a result for it."""
+    like = {name: torch.empty(shapes[name], device="meta") for name in ("input", "weight")}
+    others = {name: options[name] for name in ("stride", "padding", "dilation", "groups")}
+    try:
+        return {"residual": tuple(native.conv2d(**like, **others).shape)}
+    except RuntimeError:
+        return {}
 
 
 def _conv2d_reduction(name: str, shapes: dict, options: dict, output: Sequence[int]) -> int:
@@ -139,6 +153,8 @@ def _conv2d_reduction(name: str, shapes: dict, options: dict, output: Sequence[i
     # The derivative of an activation has the rounding of the output.
     forward = _elements(kernel) * per_group if name == "output" or activated else 0
     if name == "output":
+        return forward
+    if name == "residual":
         return forward
     if name in ("weight", "bias"):
         return max(1, _elements(output) // outputs) + forward
@@ -313,8 +329,8 @@ def _cell(name: str, gates: int, native_cell: Any, states: tuple[str, ...]) -> O
 
 OPERATORS: dict[str, Operator] = {
     "conv2d": Operator(
-        tensors=("input", "weight", "bias"),
-        differentiable=("input", "weight", "bias"),
+        tensors=("input", "weight", "bias", "residual"),
+        differentiable=("input", "weight", "bias", "residual"),
         overload=lambda: torch.ops.d2lfast.conv2d.default,
         arguments=_conv2d_arguments,
         ours=_conv2d_ours,

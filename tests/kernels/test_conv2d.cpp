@@ -17,7 +17,7 @@ struct Problem {
   Image input, output;
   int64_t groups, kernel_h, kernel_w;
   int64_t stride[2], padding[2], dilation[2];
-  bool bias;
+  bool bias, residual;
   Activation activation;
   int64_t band_rows;  // 0: the planner's choice
 
@@ -37,7 +37,7 @@ struct Pass {
   const Buffer& source;
   const Buffer* activated;
   bool transposed;
-  const Buffer* bias;
+  const Buffer *bias, *residual;
   Activation activation;  // forward: the epilogue; gradient: the one to be derived
   Buffer& result;
 };
@@ -75,6 +75,7 @@ void run_pass(const Conv2dKernels& table, const Problem& p, const Buffer& weight
   params.weight_result = pass.transposed ? kernel : out_stride;
   params.weight_source = pass.transposed ? out_stride : kernel;
   params.bias = pass.bias != nullptr ? pass.bias->data() : nullptr;
+  params.residual = pass.residual != nullptr ? pass.residual->data() : nullptr;
   params.activation = pass.activated != nullptr ? Activation::kNone : pass.activation;
   params.result = pass.result.data();
   params.result_strides = strides_of(pass.result_shape);
@@ -195,7 +196,7 @@ struct Expected {
 
 // The definition, in double. `output_of` holds the kernels' output, of which the derivative is a function.
 Expected naive(const Problem& p, const Buffer& input, const Buffer& weight, const Buffer& bias,
-               const Buffer& grad, const Buffer* output_of) {
+               const Buffer& residual, const Buffer& grad, const Buffer* output_of) {
   Expected e{std::vector<double>(static_cast<size_t>(p.output.size())),
              std::vector<double>(static_cast<size_t>(p.input.size())),
              std::vector<double>(static_cast<size_t>(p.weights())),
@@ -205,7 +206,7 @@ Expected naive(const Problem& p, const Buffer& input, const Buffer& weight, cons
       for (int64_t y = 0; y < p.output.h; ++y) {
         for (int64_t x = 0; x < p.output.w; ++x) {
           const int64_t at = p.output.at(n, m, y, x);
-          double sum = p.bias ? bias.get(m) : 0;
+          double sum = (p.bias ? bias.get(m) : 0) + (p.residual ? residual.get(at) : 0);
           const double g =
               grad.get(at) *
               (output_of != nullptr ? activation_derivative(p.activation, output_of->get(at)) : 1);
@@ -254,6 +255,7 @@ Problem draw(Random& random) {
     p.output = {p.input.n, p.groups * out, h / p.stride[0] + 1, w / p.stride[1] + 1,
                 random.chance(10) ? !last : last};
     p.bias = random.chance(60);
+    p.residual = random.chance(40);
     p.activation = static_cast<Activation>(random.chance(50) ? 0 : random.between(1, 3));
     p.band_rows = random.chance(50) ? random.between(1, 5) : 0;
     return p;
@@ -284,8 +286,8 @@ void test_conv2d(int cases) {
     Random random(static_cast<uint64_t>(number));
     const Problem p = draw(random);
     Buffer input(p.dtype, p.input.size()), weight(p.dtype, p.weights()), bias(p.dtype, p.output.c);
-    Buffer grad(p.dtype, p.output.size());
-    for (Buffer* buffer : {&input, &weight, &bias, &grad}) buffer->randomise(random);
+    Buffer grad(p.dtype, p.output.size()), residual(p.dtype, p.output.size());
+    for (Buffer* buffer : {&input, &weight, &bias, &grad, &residual}) buffer->randomise(random);
     std::vector<std::vector<double>> first;
     for (int isa = 0; isa < all.count; ++isa) {
       const std::string what = std::string(all.name(isa)) + " " + describe(p, number);
@@ -294,16 +296,17 @@ void test_conv2d(int cases) {
       run_pass(*all.table[isa], p, weight,
                {ops::forward_axis(p.output.h, p.kernel_h, p.stride[0], p.padding[0], p.dilation[0]),
                 ops::forward_axis(p.output.w, p.kernel_w, p.stride[1], p.padding[1], p.dilation[1]), p.input,
-                p.output, input, nullptr, false, p.bias ? &bias : nullptr, p.activation, output});
+                p.output, input, nullptr, false, p.bias ? &bias : nullptr, p.residual ? &residual : nullptr,
+                p.activation, output});
       const Buffer* derived = p.activation != Activation::kNone ? &output : nullptr;
       run_pass(*all.table[isa], p, weight,
                {ops::gradient_axis(p.input.h, p.kernel_h, p.stride[0], p.padding[0], p.dilation[0]),
                 ops::gradient_axis(p.input.w, p.kernel_w, p.stride[1], p.padding[1], p.dilation[1]), p.output,
-                p.input, grad, derived, true, nullptr, derived != nullptr ? p.activation : Activation::kNone,
-                grad_input});
+                p.input, grad, derived, true, nullptr, nullptr,
+                derived != nullptr ? p.activation : Activation::kNone, grad_input});
       run_weight(*all.table[isa], p, input, grad, derived, grad_weight, grad_bias);
 
-      const Expected e = naive(p, input, weight, bias, grad, derived);
+      const Expected e = naive(p, input, weight, bias, residual, grad, derived);
       const int64_t kernel = p.kernel_h * p.kernel_w, pixels = p.output.n * p.output.h * p.output.w;
       expect_close(output, e.output, p.in_per_group() * kernel, 1, what + ": output");
       expect_close(grad_input, e.grad_input, p.out_per_group() * kernel, 1, what + ": gradient of the input");

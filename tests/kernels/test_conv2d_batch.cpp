@@ -27,7 +27,7 @@ struct Problem {
   Planes source, result;
   int64_t kernel_h, kernel_w, pad_h, pad_w;
   int64_t images;  // of the widest vectors; others take as many as they hold
-  bool bias;
+  bool bias, residual;
 };
 
 float* floats(Buffer& buffer) { return static_cast<float*>(buffer.data()); }
@@ -41,13 +41,16 @@ void run(const Conv2dBatchKernels& table, const Problem& p, Random& random, cons
     for (int64_t i = 0; i < buffer.size(); ++i) buffer.set(i, random.uniform());
   };
   Buffer source(p.dtype, images * p.source.size()), grad(p.dtype, images * p.result.size());
+  Buffer residual(p.dtype, grad.size());
   Buffer weight(DType::kFloat32, weights), bias(DType::kFloat32, p.result.channels);
-  for (Buffer* b : {&source, &grad, &weight, &bias}) draw(*b);
+  for (Buffer* b : {&source, &grad, &weight, &bias, &residual}) draw(*b);
   Buffer interleaved(DType::kFloat32, p.source.size() * lanes),
-      grads(DType::kFloat32, p.result.size() * lanes);
+      grads(DType::kFloat32, p.result.size() * lanes), added(DType::kFloat32, p.result.size() * lanes);
   table.interleave[dtype](source.data(), nullptr, Activation::kNone, p.source.size(), images,
                           floats(interleaved));
   table.interleave[dtype](grad.data(), nullptr, Activation::kNone, p.result.size(), images, floats(grads));
+  table.interleave[dtype](residual.data(), nullptr, Activation::kNone, p.result.size(), images,
+                          floats(added));
   const Conv2dBatchParams params{p.source.described(lanes),
                                  p.result.described(lanes),
                                  p.kernel_h,
@@ -58,7 +61,8 @@ void run(const Conv2dBatchKernels& table, const Problem& p, Random& random, cons
                                  p.bias ? floats(std::as_const(bias)) : nullptr,
                                  Activation::kReLU};
   Buffer sums(DType::kFloat32, p.result.size() * lanes), output(p.dtype, images * p.result.size());
-  table.result(params, floats(std::as_const(interleaved)), floats(sums));
+  table.result(params, floats(std::as_const(interleaved)),
+               p.residual ? floats(std::as_const(added)) : nullptr, floats(sums));
   table.separate[dtype](floats(std::as_const(sums)), p.result.size(), images, output.data());
   Buffer partial(DType::kFloat32, weights * lanes), partial_bias(DType::kFloat32, p.result.channels * lanes);
   partial.fill(0);
@@ -76,7 +80,7 @@ void run(const Conv2dBatchKernels& table, const Problem& p, Random& random, cons
       for (int64_t y = 0; y < p.result.height; ++y) {
         for (int64_t x = 0; x < p.result.width; ++x) {
           const int64_t to = n * p.result.size() + p.result.at(m, y, x);
-          double sum = p.bias ? bias.get(m) : 0;
+          double sum = (p.bias ? bias.get(m) : 0) + (p.residual ? residual.get(to) : 0);
           expected_bias[static_cast<size_t>(m)] += grad.get(to);
           for (int64_t c = 0; c < p.source.channels; ++c) {
             for (int64_t k = 0; k < window; ++k) {
@@ -118,6 +122,7 @@ void test_conv2d_batch(int cases) {
                 std::max<int64_t>(1, p.result.width - 2 * p.pad_w + p.kernel_w - 1), random.chance(50)};
     p.images = random.between(1, 16);
     p.bias = random.chance(50);
+    p.residual = random.chance(40);
     for (int isa = 0; isa < all.count; ++isa) {
       char what[200];
       std::snprintf(what, sizeof(what),

@@ -12,7 +12,7 @@ struct Problem {
   DType dtype;
   int64_t batch, channels, pixels, results;
   int64_t depth, run, block, panels;  // how the caller divides the work; run 0: whole images
-  bool bias;
+  bool bias, residual;
   Activation activation;
 };
 
@@ -24,8 +24,8 @@ GemmImages images_of(const Problem& p, int64_t channels, const Buffer& data, con
 }
 
 void run_product(const Conv2dGemmKernels& table, const Problem& p, const GemmImages& source,
-                 const Buffer& weight, bool transposed, const Buffer* bias, Activation activation,
-                 int64_t results, Buffer& result) {
+                 const Buffer& weight, bool transposed, const Buffer* bias, const Buffer* residual,
+                 Activation activation, int64_t results, Buffer& result) {
   const int dtype = static_cast<int>(p.dtype);
   Buffer packed(accumulator_of(p.dtype), weight.size());
   Conv2dGemmParams params{};
@@ -37,6 +37,7 @@ void run_product(const Conv2dGemmKernels& table, const Problem& p, const GemmIma
   params.packed = packed.data();
   params.depth = p.depth;
   params.bias = bias != nullptr ? bias->data() : nullptr;
+  params.residual = residual != nullptr ? residual->data() : nullptr;
   params.activation = activation;
   params.result = result.data();
   params.result_channels = results;
@@ -81,7 +82,7 @@ struct Expected {
 };
 
 Expected naive(const Problem& p, const Buffer& input, const Buffer& weight, const Buffer& bias,
-               const Buffer& grad, const Buffer* output_of) {
+               const Buffer& residual, const Buffer& grad, const Buffer* output_of) {
   Expected e{std::vector<double>(static_cast<size_t>(p.batch * p.results * p.pixels)),
              std::vector<double>(static_cast<size_t>(input.size())),
              std::vector<double>(static_cast<size_t>(weight.size())),
@@ -92,7 +93,7 @@ Expected naive(const Problem& p, const Buffer& input, const Buffer& weight, cons
         const int64_t at = (n * p.results + m) * p.pixels + x;
         const double g = grad.get(at) *
                          (output_of != nullptr ? activation_derivative(p.activation, output_of->get(at)) : 1);
-        double sum = p.bias ? bias.get(m) : 0;
+        double sum = (p.bias ? bias.get(m) : 0) + (p.residual ? residual.get(at) : 0);
         e.grad_bias[static_cast<size_t>(m)] += g;
         for (int64_t c = 0; c < p.channels; ++c) {
           const int64_t from = (n * p.channels + c) * p.pixels + x, k = m * p.channels + c;
@@ -119,6 +120,7 @@ Problem draw(Random& random) {
   p.block = random.between(1, 90);
   p.panels = random.between(1, 3);
   p.bias = random.chance(60);
+  p.residual = random.chance(40);
   p.activation = static_cast<Activation>(random.chance(50) ? 0 : random.between(1, 3));
   return p;
 }
@@ -145,21 +147,22 @@ void test_conv2d_gemm(int cases) {
     const Problem p = draw(random);
     Buffer input(p.dtype, p.batch * p.channels * p.pixels), weight(p.dtype, p.results * p.channels);
     Buffer bias(p.dtype, p.results), grad(p.dtype, p.batch * p.results * p.pixels);
-    for (Buffer* buffer : {&input, &weight, &bias, &grad}) buffer->randomise(random);
+    Buffer residual(p.dtype, grad.size());
+    for (Buffer* buffer : {&input, &weight, &bias, &grad, &residual}) buffer->randomise(random);
     for (int isa = 0; isa < all.count; ++isa) {
       const std::string what = std::string(all.name(isa)) + " " + describe(p, number);
       Buffer output(p.dtype, grad.size()), grad_input(p.dtype, input.size());
       Buffer grad_weight(p.dtype, weight.size()), grad_bias(p.dtype, p.results);
       const GemmImages source = images_of(p, p.channels, input, nullptr);
-      run_product(*all.table[isa], p, source, weight, false, p.bias ? &bias : nullptr, p.activation,
-                  p.results, output);
+      run_product(*all.table[isa], p, source, weight, false, p.bias ? &bias : nullptr,
+                  p.residual ? &residual : nullptr, p.activation, p.results, output);
       const Buffer* derived = p.activation != Activation::kNone ? &output : nullptr;
       const GemmImages gradient = images_of(p, p.results, grad, derived);
-      run_product(*all.table[isa], p, gradient, weight, true, nullptr, Activation::kNone, p.channels,
+      run_product(*all.table[isa], p, gradient, weight, true, nullptr, nullptr, Activation::kNone, p.channels,
                   grad_input);
       run_weight(*all.table[isa], p, source, gradient, grad_weight, grad_bias);
 
-      const Expected e = naive(p, input, weight, bias, grad, derived);
+      const Expected e = naive(p, input, weight, bias, residual, grad, derived);
       const int64_t pixels = p.batch * p.pixels;
       expect_close(output, e.output, p.channels, 1, what + ": output");
       expect_close(grad_input, e.grad_input, p.results, 1, what + ": gradient of the input");

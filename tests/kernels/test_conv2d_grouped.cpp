@@ -18,7 +18,7 @@ struct Problem {
   Image input, output;
   int64_t groups, kernel, step, padding, dilation;
   Activation activation, derived;  // epilogue; of the source's derivative (kNone: none is taken)
-  bool bias;
+  bool bias, residual;
 
   int64_t sources() const { return input.c / groups; }
   int64_t results() const { return output.c / groups; }
@@ -41,6 +41,7 @@ Problem draw(Random& random, bool channels_last) {
     p.activation = static_cast<Activation>(random.between(0, 3));
     p.derived = random.chance(60) ? Activation::kNone : static_cast<Activation>(random.between(1, 3));
     p.bias = random.chance(50);
+    p.residual = random.chance(40);
     p.input = {random.between(1, 2), p.groups * width, random.between(1, 9), random.between(1, 40),
                channels_last};
     const int64_t extent = p.dilation * (p.kernel - 1) + 1;
@@ -58,15 +59,16 @@ Strides4 strides_of(const Image& i) {
 }
 
 struct Data {
-  Buffer input, derived, weight, wide_weight, bias, grad;
+  Buffer input, derived, weight, wide_weight, bias, grad, residual;
   Data(const Problem& p, Random& random)
       : input(p.dtype, p.input.size()),
         derived(p.dtype, p.input.size()),
         weight(p.dtype, p.weights()),
         wide_weight(accumulator_of(p.dtype), p.weights()),
         bias(accumulator_of(p.dtype), p.output.c),
-        grad(p.dtype, p.output.size()) {
-    for (Buffer* b : {&input, &derived, &weight, &bias, &grad}) b->randomise(random);
+        grad(p.dtype, p.output.size()),
+        residual(p.dtype, p.output.size()) {
+    for (Buffer* b : {&input, &derived, &weight, &bias, &grad, &residual}) b->randomise(random);
     for (int64_t i = 0; i < p.weights(); ++i) wide_weight.set(i, weight.get(i));
   }
 };
@@ -83,8 +85,9 @@ Expected naive(const Problem& p, const Data& d) {
     for (int64_t m = 0; m < p.output.c; ++m) {
       for (int64_t y = 0; y < p.output.h; ++y) {
         for (int64_t x = 0; x < p.output.w; ++x) {
-          const double g = d.grad.get(p.output.at(n, m, y, x));
-          double sum = p.bias ? d.bias.get(m) : 0;
+          const int64_t at = p.output.at(n, m, y, x);
+          const double g = d.grad.get(at);
+          double sum = (p.bias ? d.bias.get(m) : 0) + (p.residual ? d.residual.get(at) : 0);
           e.grad_bias[static_cast<size_t>(m)] += g;
           for (int64_t c = 0; c < p.sources(); ++c) {
             for (int64_t i = 0; i < p.kernel * p.kernel; ++i) {
@@ -98,7 +101,7 @@ Expected naive(const Problem& p, const Data& d) {
               e.grad_weight[static_cast<size_t>(k)] += g * v;
             }
           }
-          e.output[static_cast<size_t>(p.output.at(n, m, y, x))] = activated(p.activation, sum);
+          e.output[static_cast<size_t>(at)] = activated(p.activation, sum);
         }
       }
     }
@@ -144,6 +147,7 @@ void run_planes(const Conv2dPlanesKernels& table, const Problem& p, const Data& 
   params.tap = taps.data();
   params.weight = d.wide_weight.data();
   params.bias = p.bias ? d.bias.data() : nullptr;
+  params.residual = p.residual ? d.residual.data() : nullptr;
   params.activation = p.activation;
   Buffer output(p.dtype, p.output.size());
   params.result = output.data();
@@ -245,6 +249,7 @@ void run_flat(const Conv2dFlatKernels& table, const Problem& p, const Data& d, c
   }
   params.weight = weight.data();
   params.bias = p.bias ? d.bias.data() : nullptr;
+  params.residual = p.residual ? d.residual.data() : nullptr;
   params.activation = p.activation;
   Buffer output(p.dtype, p.output.size());
   params.result = output.data();
@@ -254,7 +259,7 @@ void run_flat(const Conv2dFlatKernels& table, const Problem& p, const Data& d, c
     table.group[dtype](params, i / p.groups, i % p.groups, scratch.data());
   }
   expect_close(output, e.output, additions_of(p), 1, what + ": flat output");
-  if (p.step == 1) run_phases(table, p, params, e, what);
+  if (p.step == 1 && !p.residual) run_phases(table, p, params, e, what);
   params.activated = nullptr;
   params.copied = p.step > 1 || p.dtype != accumulator_of(p.dtype);
   const Conv2dFlatWeightParams gradient{params, d.grad.data(), nullptr, Activation::kNone};
@@ -296,6 +301,7 @@ void run_channels(const Conv2dChannelsKernels& table, const Conv2dChannelsWeight
   params.weight_h = p.kernel;
   params.weight_w = 1;
   params.bias = p.bias ? d.bias.data() : nullptr;
+  params.residual = p.residual ? d.residual.data() : nullptr;
   params.activation = p.activation;
   Buffer output(p.dtype, p.output.size());
   params.result = output.data();

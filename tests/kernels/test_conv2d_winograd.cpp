@@ -12,7 +12,7 @@ namespace {
 struct Problem {
   DType dtype;
   Image input, output;
-  bool weight_channels_last, bias;
+  bool weight_channels_last, bias, residual;
   int64_t padding[2];
   int64_t chunk, split;  // tiles of a strip, strips of a call
   Activation activation;
@@ -48,7 +48,7 @@ float* floats(Buffer& buffer) { return static_cast<float*>(buffer.data()); }
 // Forward (transposed: the data gradient) with buffers of exact size.
 void run_filter(const WinogradKernels& table, const Problem& p, const WinogradImages& images, int64_t pad_top,
                 int64_t pad_left, const Buffer& weight, bool transposed, const Buffer* bias,
-                Activation activation, const Image& shape, Buffer& result) {
+                const Buffer* residual, Activation activation, const Image& shape, Buffer& result) {
   const int dtype = static_cast<int>(p.dtype);
   const int64_t lanes = table.lanes, blocks = divide_up(images.channels, lanes);
   const WinogradStrips strips = strips_of(table, p, shape.h, shape.w);
@@ -64,10 +64,15 @@ void run_filter(const WinogradKernels& table, const Problem& p, const WinogradIm
                                p.weight_channels_last ? p.input.c : 1,
                                weight.size(),
                                transposed};
-  const WinogradResult to{result.data(), shape.channels_last,
-                          shape.c,       shape.h,
-                          shape.w,       strips,
-                          blocks,        bias != nullptr ? bias->data() : nullptr,
+  const WinogradResult to{result.data(),
+                          shape.channels_last,
+                          shape.c,
+                          shape.h,
+                          shape.w,
+                          strips,
+                          blocks,
+                          bias != nullptr ? bias->data() : nullptr,
+                          residual != nullptr ? residual->data() : nullptr,
                           activation};
   Buffer memory(DType::kFloat32, table.planes * blocks * count * strips.chunk * lanes);
   const WinogradTiles tiles = tiles_in(memory, blocks, count * strips.chunk, lanes);
@@ -133,7 +138,7 @@ struct Expected {
 };
 
 Expected naive(const Problem& p, const Buffer& input, const Buffer& weight, const Buffer& bias,
-               const Buffer& grad, const Buffer* output_of) {
+               const Buffer& residual, const Buffer& grad, const Buffer* output_of) {
   Expected e{std::vector<double>(static_cast<size_t>(p.output.size())),
              std::vector<double>(static_cast<size_t>(p.input.size())),
              std::vector<double>(static_cast<size_t>(weight.size())),
@@ -143,7 +148,7 @@ Expected naive(const Problem& p, const Buffer& input, const Buffer& weight, cons
       for (int64_t y = 0; y < p.output.h; ++y) {
         for (int64_t x = 0; x < p.output.w; ++x) {
           const int64_t at = p.output.at(n, k, y, x);
-          double sum = p.bias ? bias.get(k) : 0;
+          double sum = (p.bias ? bias.get(k) : 0) + (p.residual ? residual.get(at) : 0);
           const double g =
               grad.get(at) *
               (output_of != nullptr ? activation_derivative(p.activation, output_of->get(at)) : 1);
@@ -179,6 +184,7 @@ Problem draw(Random& random) {
                 random.chance(10) ? !p.input.channels_last : p.input.channels_last};
     p.weight_channels_last = random.chance(40);
     p.bias = random.chance(60);
+    p.residual = random.chance(40);
     p.chunk = random.chance(70) ? 64 : random.between(1, 3);
     p.split = random.between(1, 9);
     p.activation = static_cast<Activation>(random.chance(50) ? 0 : random.between(1, 3));
@@ -252,8 +258,8 @@ void test_tables(const Tables<WinogradKernels>& all, int cases) {
     Random random(static_cast<uint64_t>(number));
     const Problem p = draw(random);
     Buffer input(p.dtype, p.input.size()), weight(p.dtype, p.output.c * p.input.c * 9);
-    Buffer bias(p.dtype, p.output.c), grad(p.dtype, p.output.size());
-    for (Buffer* buffer : {&input, &weight, &bias, &grad}) buffer->randomise(random);
+    Buffer bias(p.dtype, p.output.c), grad(p.dtype, p.output.size()), residual(p.dtype, p.output.size());
+    for (Buffer* buffer : {&input, &weight, &bias, &grad, &residual}) buffer->randomise(random);
     for (int isa = 0; isa < all.count; ++isa) {
       const std::string what = std::string(all.name(isa)) + " " + describe(p, number);
       Random same(static_cast<uint64_t>(number) + 1000000);
@@ -263,13 +269,14 @@ void test_tables(const Tables<WinogradKernels>& all, int cases) {
       Buffer output(p.dtype, p.output.size()), grad_input(p.dtype, p.input.size());
       Buffer grad_weight(p.dtype, weight.size()), grad_bias(p.dtype, p.output.c);
       run_filter(*all.table[isa], p, images_of(p.input, input, nullptr, Activation::kNone), p.padding[0],
-                 p.padding[1], weight, false, p.bias ? &bias : nullptr, p.activation, p.output, output);
+                 p.padding[1], weight, false, p.bias ? &bias : nullptr, p.residual ? &residual : nullptr,
+                 p.activation, p.output, output);
       const Buffer* derived = p.activation != Activation::kNone ? &output : nullptr;
       run_filter(*all.table[isa], p, images_of(p.output, grad, derived, p.activation), 2 - p.padding[0],
-                 2 - p.padding[1], weight, true, nullptr, Activation::kNone, p.input, grad_input);
+                 2 - p.padding[1], weight, true, nullptr, nullptr, Activation::kNone, p.input, grad_input);
       run_weight(*all.table[isa], p, input, grad, derived, grad_weight, grad_bias);
 
-      const Expected e = naive(p, input, weight, bias, grad, derived);
+      const Expected e = naive(p, input, weight, bias, residual, grad, derived);
       const int64_t pixels = p.output.n * p.output.h * p.output.w;
       // The transforms enlarge the rounding errors.
       const double magnitude = 4;

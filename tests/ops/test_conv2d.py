@@ -8,10 +8,12 @@ from d2lfast.testing import Case, check, inputs_of, run
 from d2lfast.testing.compare import same
 
 
-def conv(input, weight, bias=True, **options):
+def conv(input, weight, bias=True, residual=None, **options):
     shapes = {"input": input, "weight": weight}
     if bias:
         shapes["bias"] = weight[:1]
+    if residual is not None:
+        shapes["residual"] = residual
     return Case("conv2d", shapes, options)
 
 
@@ -53,6 +55,35 @@ class TestConv2d(OpTester):
         named("relu", (2, 8, 16, 16), (16, 8, 3, 3), padding=1, activation="relu"),
         named("sigmoid", (2, 8, 13, 13), (6, 8, 3, 3), stride=2, activation="sigmoid"),
         named("tanh", (2, 8, 13, 13), (6, 4, 3, 3), groups=2, activation="tanh"),
+        named("residual", (2, 8, 16, 16), (16, 8, 3, 3), residual=(2, 16, 16, 16), padding=1),
+        named(
+            "residual_relu_1x1",
+            (2, 16, 13, 15),
+            (17, 16, 1, 1),
+            residual=(2, 17, 13, 15),
+            activation="relu",
+        ),
+        named(
+            "residual_sigmoid_strided_groups",
+            (2, 12, 13, 13),
+            (18, 4, 3, 3),
+            residual=(2, 18, 6, 6),
+            groups=3,
+            stride=2,
+            activation="sigmoid",
+        ),
+        named(
+            "residual_tanh_depthwise",
+            (2, 17, 12, 12),
+            (17, 1, 3, 3),
+            bias=False,
+            residual=(2, 17, 12, 12),
+            groups=17,
+            padding=1,
+            activation="tanh",
+        ),
+        named("residual_unbatched", (3, 9, 9), (4, 3, 3, 3), residual=(4, 7, 7), activation="relu"),
+        named("residual_empty_batch", (0, 3, 8, 8), (4, 3, 3, 3), residual=(0, 4, 6, 6)),
     )
     small_cases = (
         named("plain", (2, 3, 5, 6), (4, 3, 3, 2), padding=1),
@@ -61,6 +92,7 @@ class TestConv2d(OpTester):
         named("depthwise_tanh", (2, 3, 5, 5), (3, 1, 3, 3), groups=3, padding=1, activation="tanh"),
         named("unbatched", (3, 5, 6), (4, 3, 3, 3), padding=1),
         named("1x1_sigmoid", (2, 5, 4, 3), (4, 5, 1, 1), activation="sigmoid"),
+        named("residual_tanh", (2, 3, 5, 5), (4, 3, 3, 3), residual=(2, 4, 3, 3), activation="tanh"),
     )
     nonfinite_cases = (
         named("3x3", (2, 4, 9, 9), (5, 4, 3, 3)),
@@ -87,6 +119,8 @@ class TestConv2d(OpTester):
         named("same_with_stride", (2, 3, 8, 8), (4, 3, 3, 3), padding="same", stride=2),
         named("no_such_padding", (2, 3, 8, 8), (4, 3, 3, 3), padding="full"),
         named("empty_image", (2, 3, 0, 8), (4, 3, 3, 3)),
+        named("residual_size", (2, 3, 8, 8), (4, 3, 3, 3), residual=(2, 4, 6, 5)),
+        named("residual_rank", (2, 3, 8, 8), (4, 3, 3, 3), residual=(2, 4, 6)),
         pytest.param(
             Case("conv2d", {"input": (2, 3, 8, 8), "weight": (4, 3, 3, 3), "bias": (5,)}), id="bias_length"
         ),

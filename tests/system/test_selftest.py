@@ -9,8 +9,11 @@ from d2lfast import selftest
 ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
-def conv2d(x, w, b, stride, padding, dilation, groups, activation="none", algorithm="auto"):
-    return ACTIVATIONS[activation](F.conv2d(x, w, b, stride, padding, dilation, groups))
+def conv2d(
+    x, w, b, stride, padding, dilation, groups, activation="none", algorithm="auto", residual=None
+):
+    output = F.conv2d(x, w, b, stride, padding, dilation, groups)
+    return ACTIVATIONS[activation](output if residual is None else output + residual)
 
 
 def batch_norm_act(x, w, b, mean, var, training, momentum, eps, activation="none", residual=None):

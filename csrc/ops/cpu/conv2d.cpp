@@ -7,6 +7,7 @@
 #include "../allocate.h"
 #include "../conv2d_tuning.h"
 #include "../layout.h"
+#include "../optional_tensor.h"
 #include "conv2d_passes.h"
 #include "operators.h"
 
@@ -53,23 +54,26 @@ const Conv2dPasses* passes_of(Conv2dAlgorithm algorithm) {
 at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight,
                       const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
                       at::IntArrayRef dilation, int64_t groups, std::string_view activation_name,
-                      std::string_view algorithm) {
+                      std::string_view algorithm, const std::optional<at::Tensor>& residual) {
   const at::Tensor images = batched(input);
   const Conv2dShape shape = check_conv2d(images, weight, bias, stride, padding, dilation, groups);
   const Activation activation = parse_activation(activation_name);
-  const bool has_bias = bias.has_value() && bias->defined();
   // Undefined where the algorithm declines.
   const auto forward = [&](Conv2dAlgorithm chosen) {
     const auto* passes = passes_of(chosen);
     if (passes == nullptr) {
-      return apply_activation(
-          at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups),
-          activation);
+      at::Tensor output =
+          at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
+      const at::Tensor added = conv2d_residual(input, residual, output);
+      return apply_activation(added.defined() ? output.add_(added) : output, activation);
     }
     at::Tensor output =
         empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},
               images.options().memory_format(conv2d_layout(images, weight)));
-    const Conv2dForward pass{shape, images, weight, has_bias ? &*bias : nullptr, activation, output};
+    const at::Tensor added = conv2d_residual(input, residual, output);
+    const Conv2dForward pass{
+        shape,      images, weight, given(bias) ? &*bias : nullptr, added.defined() ? &added : nullptr,
+        activation, output};
     return output.numel() == 0 || passes->forward(pass) ? output : at::Tensor();
   };
   at::Tensor output = forward(measure_conv2d_algorithm(

@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "../../kernels/conv2d_batch.h"
 #include "../../kernels/cpu/isa.h"
@@ -78,15 +79,17 @@ at::Tensor arranged(const at::Tensor& weight, bool turned) {
   return to;
 }
 
-void run_batch(int dtype, const BatchImages& source, const BatchImages& result,
+void run_batch(int dtype, const BatchImages& source, const BatchImages* residual, const BatchImages& result,
                const Conv2dBatchParams& params) {
+  const int64_t extra = residual != nullptr ? residual->size : 0;
   at::parallel_for(0, groups_of(source.batch), 1, [&](int64_t begin, int64_t end) {
     const int64_t lanes = kernels().lanes;
-    float* memory = static_cast<float*>(thread_scratch((source.size + result.size) * lanes * kFloat));
-    float* sums = memory + source.size * lanes;
+    float* memory = static_cast<float*>(thread_scratch((source.size + result.size + extra) * lanes * kFloat));
+    float *sums = memory + source.size * lanes, *added = sums + result.size * lanes;
     for (int64_t group = begin; group < end; ++group) {
       source.interleave(dtype, group, memory);
-      kernels().result(params, memory, sums);
+      if (residual != nullptr) residual->interleave(dtype, group, added);
+      kernels().result(params, memory, residual != nullptr ? added : nullptr, sums);
       result.separate(dtype, group, sums);
     }
   });
@@ -113,9 +116,11 @@ bool batch_forward(const Conv2dForward& pass) {
   const Conv2dShape& s = pass.shape;
   const BatchImages source(pass.input, nullptr, Activation::kNone);
   const BatchImages result(pass.output, nullptr, Activation::kNone);
+  std::optional<BatchImages> residual;
+  if (pass.residual != nullptr) residual.emplace(*pass.residual, nullptr, Activation::kNone);
   const at::Tensor weight = arranged(pass.weight, false);
   const at::Tensor bias = pass.bias != nullptr ? pass.bias->to(at::kFloat).contiguous() : at::Tensor();
-  run_batch(static_cast<int>(s.dtype), source, result,
+  run_batch(static_cast<int>(s.dtype), source, residual.has_value() ? &*residual : nullptr, result,
             {source.planes, result.planes, s.kernel_h, s.kernel_w, s.padding[0], s.padding[1],
              weight.const_data_ptr<float>(), bias.defined() ? bias.const_data_ptr<float>() : nullptr,
              pass.activation});
@@ -127,7 +132,7 @@ bool batch_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
   const BatchImages source(pass.grad_output, pass.output, pass.activation);
   const BatchImages result(grad_input, nullptr, Activation::kNone);
   const at::Tensor weight = arranged(pass.weight, true);
-  run_batch(static_cast<int>(s.dtype), source, result,
+  run_batch(static_cast<int>(s.dtype), source, nullptr, result,
             {source.planes, result.planes, s.kernel_h, s.kernel_w, s.kernel_h - 1 - s.padding[0],
              s.kernel_w - 1 - s.padding[1], weight.const_data_ptr<float>(), nullptr, Activation::kNone});
   return true;

@@ -169,7 +169,7 @@ struct ChannelsBands {
   at::Tensor wide_bias;
 
   ChannelsBands(const Conv2dShape& shape, const ChannelsPass& pass, const at::Tensor* bias,
-                Activation activation, at::Tensor& result)
+                const at::Tensor* residual, Activation activation, at::Tensor& result)
       : setup(pass, shape.dtype, kernels().lanes[static_cast<int>(shape.dtype)]),
         dtype(static_cast<int>(shape.dtype)),
         rows(pass.rows.extent),
@@ -181,6 +181,7 @@ struct ChannelsBands {
       wide_bias = bias->to(accumulator_type(bias->scalar_type())).contiguous();
       params.bias = wide_bias.const_data_ptr();
     }
+    params.residual = residual != nullptr ? residual->const_data_ptr() : nullptr;
     params.activation = activation;
     params.result = result.mutable_data_ptr();
     params.result_strides = strides_of(result);
@@ -223,8 +224,8 @@ struct ChannelsBands {
 };
 
 void run_channels(const Conv2dShape& shape, const ChannelsPass& pass, const at::Tensor* bias,
-                  Activation activation, at::Tensor& result) {
-  const ChannelsBands bands(shape, pass, bias, activation, result);
+                  const at::Tensor* residual, Activation activation, at::Tensor& result) {
+  const ChannelsBands bands(shape, pass, bias, residual, activation, result);
   // A band's source rows, where they are copied, should stay in the second-level cache.
   const int64_t threads = at::get_num_threads(), rows = bands.rows;
   int64_t band = std::clamp<int64_t>((int64_t{1} << 17) / std::max<int64_t>(1, bands.width), 1, rows);
@@ -304,7 +305,7 @@ bool channels_forward(const Conv2dForward& pass) {
                {forward_axis(s.result_height(), s.kernel_h, s.stride[0], s.padding[0], s.dilation[0]),
                 forward_axis(s.result_width(), s.kernel_w, s.stride[1], s.padding[1], s.dilation[1]), input,
                 nullptr, Activation::kNone, pass.weight, false, s.groups, s.result_channels},
-               pass.bias, pass.activation, pass.output);
+               pass.bias, pass.residual, pass.activation, pass.output);
   return true;
 }
 
@@ -437,7 +438,7 @@ struct ChannelsSums {
 
 bool channels_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
   const ChannelsGradient gradient(pass);
-  run_channels(pass.shape, data_pass(pass, gradient), nullptr, Activation::kNone, grad_input);
+  run_channels(pass.shape, data_pass(pass, gradient), nullptr, nullptr, Activation::kNone, grad_input);
   return true;
 }
 
@@ -460,7 +461,7 @@ bool channels_backward(const Conv2dBackward& pass, at::Tensor& grad_input, at::T
   const Conv2dShape& s = pass.shape;
   const ChannelsGradient gradient(pass);
   const ChannelsPass data = data_pass(pass, gradient);
-  const ChannelsBands bands(s, data, nullptr, Activation::kNone, grad_input);
+  const ChannelsBands bands(s, data, nullptr, nullptr, Activation::kNone, grad_input);
   ChannelsSums sums(pass, gradient, grad_weight != nullptr, grad_bias != nullptr);
   // What a band reads twice should stay in the second-level cache.
   constexpr int64_t kBandElements = 1 << 16;

@@ -30,6 +30,7 @@ struct DirectPass {
   const at::Tensor& weight;
   bool transposed;  // result channels are the weight's input channels
   const at::Tensor* bias;
+  const at::Tensor* residual;
   Activation activation;
   at::Tensor& result;
 };
@@ -70,6 +71,7 @@ void run_direct(const Conv2dShape& shape, const DirectPass& pass) {
   params.weight_source = pass.transposed ? out_stride : in_stride;
   const at::Tensor bias = pass.bias != nullptr ? pass.bias->contiguous() : at::Tensor();
   params.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
+  params.residual = pass.residual != nullptr ? pass.residual->const_data_ptr() : nullptr;
   params.activation = pass.activation;
   params.result = pass.result.mutable_data_ptr();
   params.result_strides = strides_of(pass.result);
@@ -239,19 +241,19 @@ std::pair<at::Tensor, at::Tensor> direct_weight_gradient(const Conv2dShape& shap
 
 bool direct_forward(const Conv2dForward& pass) {
   const Conv2dShape& s = pass.shape;
-  run_direct(
-      s, {forward_axis(s.result_height(), s.kernel_h, s.stride[0], s.padding[0], s.dilation[0]),
-          forward_axis(s.result_width(), s.kernel_w, s.stride[1], s.padding[1], s.dilation[1]), pass.input,
-          nullptr, Activation::kNone, pass.weight, false, pass.bias, pass.activation, pass.output});
+  run_direct(s, {forward_axis(s.result_height(), s.kernel_h, s.stride[0], s.padding[0], s.dilation[0]),
+                 forward_axis(s.result_width(), s.kernel_w, s.stride[1], s.padding[1], s.dilation[1]),
+                 pass.input, nullptr, Activation::kNone, pass.weight, false, pass.bias, pass.residual,
+                 pass.activation, pass.output});
   return true;
 }
 
 bool direct_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
   const Conv2dShape& s = pass.shape;
-  run_direct(s,
-             {gradient_axis(s.height, s.kernel_h, s.stride[0], s.padding[0], s.dilation[0]),
-              gradient_axis(s.width, s.kernel_w, s.stride[1], s.padding[1], s.dilation[1]), pass.grad_output,
-              pass.output, pass.activation, pass.weight, true, nullptr, Activation::kNone, grad_input});
+  run_direct(
+      s, {gradient_axis(s.height, s.kernel_h, s.stride[0], s.padding[0], s.dilation[0]),
+          gradient_axis(s.width, s.kernel_w, s.stride[1], s.padding[1], s.dilation[1]), pass.grad_output,
+          pass.output, pass.activation, pass.weight, true, nullptr, nullptr, Activation::kNone, grad_input});
   return true;
 }
 

@@ -233,6 +233,7 @@ bool flat_forward(const Conv2dForward& pass) {
   FlatSetup setup = forward_setup(s, input);
   const at::Tensor bias = pass.bias != nullptr ? widened(*pass.bias) : at::Tensor();
   if (bias.defined()) setup.params.bias = bias.const_data_ptr();
+  if (pass.residual != nullptr) setup.params.residual = pass.residual->const_data_ptr();
   setup.params.activation = pass.activation;
   run_flat(s, setup, pass.weight, pass.output);
   return true;

@@ -60,7 +60,7 @@ int64_t columns_of_item(int64_t batch, int64_t pixels, int64_t panel, int64_t co
 
 // result [N,M,P] = weight x source; `transposed`: with the weight's columns as rows.
 void product(const Conv2dShape& shape, const GemmImages& source, const at::Tensor& weight, bool transposed,
-             const at::Tensor* bias, Activation activation, at::Tensor& result) {
+             const at::Tensor* bias, const at::Tensor* residual, Activation activation, at::Tensor& result) {
   constexpr int64_t kDepth = 256;
   const Conv2dGemmKernels& table = kernels();
   const int dtype = static_cast<int>(shape.dtype);
@@ -75,6 +75,7 @@ void product(const Conv2dShape& shape, const GemmImages& source, const at::Tenso
   params.weight_size = (weight.size(0) - 1) * weight.stride(0) + (weight.size(1) - 1) * weight.stride(1) + 1;
   params.packed = packed.mutable_data_ptr();
   params.bias = bias != nullptr ? bias->const_data_ptr() : nullptr;
+  params.residual = residual != nullptr ? residual->const_data_ptr() : nullptr;
   params.activation = activation;
   params.result = result.mutable_data_ptr();
   params.result_channels = result.size(1);
@@ -110,7 +111,7 @@ bool gemm_forward(const Conv2dForward& pass) {
   const at::Tensor source = met_pixels(pass.input, pass.shape).contiguous();
   const at::Tensor bias = pass.bias != nullptr ? pass.bias->contiguous() : at::Tensor();
   product(pass.shape, images_of(source, nullptr, Activation::kNone), pass.weight, false,
-          bias.defined() ? &bias : nullptr, pass.activation, pass.output);
+          bias.defined() ? &bias : nullptr, pass.residual, pass.activation, pass.output);
   return true;
 }
 
@@ -120,11 +121,11 @@ bool gemm_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input) {
   const at::Tensor output = pass.output != nullptr ? pass.output->contiguous() : at::Tensor();
   const GemmImages source = images_of(grad, output.defined() ? &output : nullptr, pass.activation);
   if (s.stride[0] == 1 && s.stride[1] == 1) {
-    product(s, source, pass.weight, true, nullptr, Activation::kNone, grad_input);
+    product(s, source, pass.weight, true, nullptr, nullptr, Activation::kNone, grad_input);
     return true;
   }
   at::Tensor met = empty({s.batch, s.channels, s.result_height(), s.result_width()}, grad.options());
-  product(s, source, pass.weight, true, nullptr, Activation::kNone, met);
+  product(s, source, pass.weight, true, nullptr, nullptr, Activation::kNone, met);
   grad_input.zero_();
   met_pixels(grad_input, s).copy_(met);
   return true;

@@ -13,7 +13,8 @@ namespace d2lfast::ops {
 struct Conv2dForward {
   const Conv2dShape& shape;
   const at::Tensor &input, &weight;
-  const at::Tensor* bias;  // or null
+  const at::Tensor* bias;      // or null
+  const at::Tensor* residual;  // or null; laid out as the output
   Activation activation;
   at::Tensor& output;  // allocated, contiguous or channels_last
 };

@@ -130,6 +130,7 @@ bool planes_forward(const Conv2dForward& pass) {
                     s.result_width());
   const at::Tensor bias = pass.bias != nullptr ? widened(*pass.bias) : at::Tensor();
   if (bias.defined()) setup.params.bias = bias.const_data_ptr();
+  if (pass.residual != nullptr) setup.params.residual = pass.residual->const_data_ptr();
   setup.params.activation = pass.activation;
   run_planes(s, setup, pass.output);
   return true;

@@ -238,6 +238,7 @@ bool forward(const WinogradKernels& table, const Conv2dForward& pass) {
                               strips,
                               divide_up(s.channels, table.lanes),
                               bias.defined() ? bias.const_data_ptr() : nullptr,
+                              pass.residual != nullptr ? pass.residual->const_data_ptr() : nullptr,
                               pass.activation};
   return filter(table, source, weight_params(weight, false), result, s.dtype, &pass.weight);
 }
@@ -255,6 +256,7 @@ bool gradient_of_input(const WinogradKernels& table, const Conv2dBackward& pass,
                               s.width,
                               strips,
                               divide_up(s.result_channels, table.lanes),
+                              nullptr,
                               nullptr,
                               Activation::kNone};
   return filter(table, source, weight_params(weight, true), result, s.dtype, nullptr);

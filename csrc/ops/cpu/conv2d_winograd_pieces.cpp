@@ -143,7 +143,7 @@ bool pieces_forward(const Conv2dForward& pass, WinogradPiecesKernel kernel) {
   const Conv2dShape shape = cut_shape(pass.shape, cut);
   const at::Tensor source = cut_source(pass.input, pass.shape, shape, cut, kernel);
   const at::Tensor weight = cut_weight(pass.weight, cut);
-  return winograd_forward({shape, source, weight, pass.bias, pass.activation, pass.output});
+  return winograd_forward({shape, source, weight, pass.bias, pass.residual, pass.activation, pass.output});
 }
 
 bool pieces_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input, WinogradPiecesKernel kernel) {
@@ -162,7 +162,7 @@ bool pieces_grad_input(const Conv2dBackward& pass, at::Tensor& grad_input, Winog
                               : pass.grad_output;
   const at::Tensor source = cut_source(grad, reversed, shape, cut, kernel);
   const at::Tensor weight = cut_weight(pass.weight, cut, true);
-  return winograd_forward({shape, source, weight, nullptr, Activation::kNone, grad_input});
+  return winograd_forward({shape, source, weight, nullptr, nullptr, Activation::kNone, grad_input});
 }
 
 bool pieces_grad_weight(const Conv2dBackward& pass, at::Tensor* grad_weight, at::Tensor* grad_bias,

@@ -58,7 +58,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_saving_cpu(
 at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight,
                       const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
                       at::IntArrayRef dilation, int64_t groups, std::string_view activation_name,
-                      std::string_view algorithm);
+                      std::string_view algorithm, const std::optional<at::Tensor>& residual);
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
     const std::optional<at::Tensor>& output, at::IntArrayRef stride, at::IntArrayRef padding,

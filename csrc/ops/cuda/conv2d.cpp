@@ -11,6 +11,7 @@
 #include "../activation.h"
 #include "../dtype.h"
 #include "../layout.h"
+#include "../optional_tensor.h"
 #include "conv2d_winograd.h"
 #include "runtime.h"
 
@@ -175,7 +176,7 @@ Conv2dShape cuda_shape(const at::Tensor& input, const at::Tensor& weight,
 at::Tensor conv2d_cuda(const at::Tensor& input, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
                        at::IntArrayRef dilation, int64_t groups, std::string_view activation_name,
-                       std::string_view requested) {
+                       std::string_view requested, const std::optional<at::Tensor>& residual) {
   const at::Tensor images = batched(input);
   const Conv2dShape shape = cuda_shape(images, weight, bias, stride, padding, dilation, groups);
   const DeviceGuard guard(input.device());
@@ -184,16 +185,21 @@ at::Tensor conv2d_cuda(const at::Tensor& input, const at::Tensor& weight,
   if (algorithm == Conv2dAlgorithm::kAten) {
     const at::Tensor output =
         at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
-    return like_batching_of(input, apply_activation(output, activation));
+    const at::Tensor added = conv2d_residual(input, residual, output);
+    return like_batching_of(input,
+                            apply_activation(added.defined() ? output.add_(added) : output, activation));
   }
   const at::Tensor output =
       at::empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},
                 images.options().memory_format(conv2d_layout(images, weight)));
+  const at::Tensor added = conv2d_residual(input, residual, output);
   if (output.numel() > 0) {
-    const at::Tensor* offsets = bias.has_value() && bias->defined() ? &*bias : nullptr;
-    convolution_of(algorithm)(shape, images, weight, offsets, activation, false, output);
+    const at::Tensor* offsets = given(bias) ? &*bias : nullptr;
+    convolution_of(algorithm)(shape, images, weight, offsets,
+                              added.defined() ? Activation::kNone : activation, false, output);
   }
-  return like_batching_of(input, output);
+  if (!added.defined()) return like_batching_of(input, output);
+  return like_batching_of(input, apply_activation(output.add_(added), activation));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cuda(

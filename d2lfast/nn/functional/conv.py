@@ -35,6 +35,7 @@ def conv2d(
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
     activation: str = "none",
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Cross-correlate images with a bank of kernels, as `torch.nn.functional.conv2d` (book section 7.2-7.4).
 
@@ -45,8 +46,10 @@ def conv2d(
         stride, dilation: one value or one for each axis.
         padding: one value or one for each axis, "same" or "valid".
         groups: channels are connected within each of `groups` groups only.
-        activation: "none", "relu", "sigmoid" or "tanh", applied while the output is in registers (not part
-            of torch's signature).
+        activation: "none", "relu", "sigmoid" or "tanh", applied while the output is in registers (this and
+            the residual are not part of torch's signature).
+        residual: of the result's shape and the input's dtype, or None; added before the activation, likewise
+            in registers: activation(convolution + residual) (book section 8.6).
 
     Returns:
         [N,O,H',W'] with H' = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1, channels_last if the
@@ -57,8 +60,8 @@ def conv2d(
         ValueError: no such activation.
     """
     if not (supported(input, "conv2d") and supported(weight, "conv2d")):
-        if activation != "none":
-            raise NotImplementedError(f"an activation epilogue for {input.dtype} on {input.device}")
+        if activation != "none" or residual is not None:
+            raise NotImplementedError(f"an epilogue for {input.dtype} on {input.device}")
         return _native.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     if isinstance(padding, str):
@@ -81,5 +84,14 @@ def conv2d(
     else:
         pads = _pair(padding, "padding")
     return _conv2d(
-        input, weight, bias, strides, pads, dilations, groups, activation, requested_conv2d_algorithm()
+        input,
+        weight,
+        bias,
+        strides,
+        pads,
+        dilations,
+        groups,
+        activation,
+        requested_conv2d_algorithm(),
+        residual,
     )

@@ -203,9 +203,9 @@ def _conv2d() -> Iterator[Case]:
     yield case((3, 23, 19), (8, 3, 11, 11), True, [4, 4], [2, 2], [1, 1], 1, "none")
     yield Case(
         "conv2d",
-        ((2, 32, 14, 14), (32, 32, 3, 3), (32,), (2, 32, 14, 14)),
-        lambda x, w, b, r: _ops().conv2d(x, w, b, [1, 1], [1, 1], [1, 1], 1, "relu", residual=r),
-        lambda x, w, b, r: torch.relu(F.conv2d(x, w, b, padding=1) + r),
+        ((2, 8, 10, 10), (8, 1, 3, 3), (8,), (2, 8, 10, 10)),
+        lambda x, w, b, r: _ops().conv2d(x, w, b, [1, 1], [1, 1], [1, 1], 8, "tanh", "auto", r),
+        lambda x, w, b, r: torch.tanh(F.conv2d(x, w, b, padding=1, groups=8) + r),
     )
 
 

@@ -1,6 +1,7 @@
 #include "conv2d.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/convolution_backward.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -214,8 +215,16 @@ at::Tensor conv2d_autocast(const at::Tensor& input, const at::Tensor& weight,
                            std::string_view activation, std::string_view algorithm,
                            const std::optional<at::Tensor>& residual) {
   const Autocast cast(device);
-  return conv2d_dispatch(cast(input), cast(weight), cast(bias), stride, padding, dilation, groups, activation,
-                         algorithm, cast(residual));
+  const at::Tensor images = cast(input);
+  const auto convolve = [&](std::string_view epilogue, const std::optional<at::Tensor>& added) {
+    return conv2d_dispatch(images, cast(weight), cast(bias), stride, padding, dilation, groups, epilogue,
+                           algorithm, added);
+  };
+  if (!given(residual) || residual->scalar_type() == images.scalar_type()) {
+    return convolve(activation, residual);
+  }
+  // A sum is promoted, not cast.
+  return apply_activation(at::add(convolve("none", std::nullopt), *residual), parse_activation(activation));
 }
 
 }  // namespace

@@ -27,6 +27,16 @@ def convolve(
     )
 
 
+def output_shape(self: torch.nn.Conv2d, input: Tensor) -> list[int]:
+    """The shape that a convolution layer gives to an input that it accepts."""
+    image = list(input.shape[-2:])
+    if self.padding != "same":
+        padding = (0, 0) if isinstance(self.padding, str) else self.padding
+        geometry = zip(image, self.kernel_size, self.stride, padding, self.dilation)
+        image = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
+    return [*input.shape[:-3], self.out_channels, *image]
+
+
 class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d` on d2lfast's kernels: same constructor, parameters, `state_dict` and errors.
 

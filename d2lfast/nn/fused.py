@@ -5,7 +5,7 @@ from torch import Tensor
 from d2lfast._support import supported
 from d2lfast.nn import unfused
 from d2lfast.nn.batchnorm import normalize
-from d2lfast.nn.conv import Conv2d, convolve
+from d2lfast.nn.conv import Conv2d, convolve, output_shape
 
 __all__ = ["BatchNormAct2d", "Conv2dAct", "ConvNormAct"]
 
@@ -37,8 +37,13 @@ class Conv2dAct(unfused.Conv2dAct):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve [N,C,H,W] or [C,H,W], add the residual and activate."""
-        if supported(input, "conv2d") and supported(self.weight, "conv2d"):
+        kernels = supported(input, "conv2d") and supported(self.weight, "conv2d")
+        if kernels and (
+            residual is None
+            or (residual.dtype == input.dtype and list(residual.shape) == output_shape(self, input))
+        ):
             return convolve(self, input, self.weight, self.bias, self.activation, residual)
+        # A residual that is promoted or broadcast, or tensors without kernels.
         output = convolve(self, input, self.weight, self.bias)
         return unfused.activate(output if residual is None else output + residual, self.activation)
 

@@ -89,9 +89,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
 
 class Conv2dAct(nn.Conv2d):
-    """`act(conv2d(x) + residual)`: the arguments of `torch.nn.Conv2d`, and `act_layer` as for `BatchNormAct2d`.
+    """`act(conv2d(x) + residual)`: the arguments of `torch.nn.Conv2d`, and `act_layer`.
 
-    Shapes: x [N,C,H,W] or [C,H,W]; residual of the result's shape, or none.
+    Shapes: x [N,C,H,W] or [C,H,W], result and residual [N,O,H',W'] or [O,H',W'].
     """
 
     def __init__(self, *args: Any, act_layer: Any = "relu", **kwargs: Any) -> None:

@@ -135,10 +135,10 @@ def _conv2d_draw(rng: random.Random) -> tuple[dict, dict]:
 
 def _conv2d_residual(shapes: dict, options: dict) -> dict:
     """The shape of a residual, where torch has a result for it."""
-    like = {name: torch.empty(shapes[name], device="meta") for name in ("input", "weight")}
-    others = {name: options[name] for name in ("stride", "padding", "dilation", "groups")}
+    input, weight = (torch.empty(shapes[name], device="meta") for name in ("input", "weight"))
+    others = (options[name] for name in ("stride", "padding", "dilation", "groups"))
     try:
-        return {"residual": tuple(native.conv2d(**like, **others).shape)}
+        return {"residual": tuple(native.conv2d(input, weight, None, *others).shape)}
     except RuntimeError:
         return {}
 

@@ -74,6 +74,17 @@ class TestEqualsItsSequence:
             x,
         )
 
+    @pytest.mark.parametrize(("stride", "padding", "size"), [(2, 1, (5, 4)), (1, "same", (9, 8))])
+    def test_conv_act_with_residual(self, act, layout, training, stride, padding, size):
+        x = image(2, 4, 9, 8, layout=layout)
+        for shape in ((2, 6, *size), (1, 6, 1, 1)):
+            self.check(
+                lambda layers: blocks.conv_act(layers, 4, 6, 3, stride, padding, act_layer=act),
+                training,
+                x,
+                image(*shape, layout=layout),
+            )
+
     def test_conv_norm_act(self, act, layout, training):
         x = image(2, 4, 9, 8, layout=layout)
         residual = image(2, 6, 5, 4, layout=layout)
@@ -103,6 +114,9 @@ class TestEqualsItsSequence:
 def test_mixed_dtype_residual_is_promoted():
     ours, native = twins(lambda layers: blocks.norm_act(layers, 4), torch.bfloat16)
     x, residual = image(3, 4, 5, 5, dtype=torch.bfloat16), image(3, 4, 5, 5, dtype=torch.float32)
+    assert ours(x, residual).dtype == native(x, residual).dtype == torch.float32
+    torch.testing.assert_close(ours(x, residual), native(x, residual), rtol=2e-2, atol=2e-2)
+    ours, native = twins(lambda layers: blocks.conv_act(layers, 4, 4, 1), torch.bfloat16)
     assert ours(x, residual).dtype == native(x, residual).dtype == torch.float32
     torch.testing.assert_close(ours(x, residual), native(x, residual), rtol=2e-2, atol=2e-2)
 

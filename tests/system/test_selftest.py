@@ -9,9 +9,7 @@ from d2lfast import selftest
 ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
-def conv2d(
-    x, w, b, stride, padding, dilation, groups, activation="none", algorithm="auto", residual=None
-):
+def conv2d(x, w, b, stride, padding, dilation, groups, activation="none", algorithm="auto", residual=None):
     output = F.conv2d(x, w, b, stride, padding, dilation, groups)
     return ACTIVATIONS[activation](output if residual is None else output + residual)
 

@@ -27,13 +27,14 @@ struct WinogradTiles {
   int64_t plane;  // elements between planes
 };
 
-// Images [N,C,H,W], contiguous or channels_last.
+// Images [N,C,H,W], contiguous or channels_last: C channels from `first` on of `all`, those of a group.
 struct WinogradImages {
   const void* data;
   const void* activated;  // null, or of the same shape and layout: the elements are data * f'(activated)
   Activation activation;
   bool channels_last;
   int64_t batch, channels, height, width;
+  int64_t first, all;
 };
 
 struct WinogradStrips {
@@ -58,12 +59,13 @@ struct WinogradWeight {
 };
 
 struct WinogradResult {
-  void* data;  // [N,K,H,W], contiguous or channels_last
+  void* data;  // [N,all,H,W], contiguous or channels_last
   bool channels_last;
   int64_t channels, height, width;
+  int64_t first, all;  // channels [first, first + channels) of `all` are computed
   WinogradStrips strips;
   int64_t source_blocks;  // channel blocks of the transformed source
-  const void* bias;       // [K] or null
+  const void* bias;       // [all] or null
   const void* residual;   // null, or laid out as the result: added before the activation
   Activation activation;
 };

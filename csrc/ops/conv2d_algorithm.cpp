@@ -52,13 +52,12 @@ bool batch_wins(const Conv2dShape& s, Conv2dPass pass) {
 
 std::atomic<bool> allowed{true};
 
-// Other kernels are cut into pieces of 3x3.
+// Group by group. Other kernels, of dense layers, are cut into pieces of 3x3.
 bool winograd_computes(const Conv2dShape& s, Conv2dPass pass) {
   if (s.cuda) return cuda_winograd_computes(s, pass);
-  if (s.groups != 1 || s.dilation[0] > 1 || s.dilation[1] > 1 || s.dtype == DType::kFloat64) {
-    return false;
-  }
+  if (s.dilation[0] > 1 || s.dilation[1] > 1 || s.dtype == DType::kFloat64) return false;
   if (s.is_3x3()) return true;
+  if (s.groups > 1) return false;
   const bool sizes = std::min(s.kernel_h, s.kernel_w) >= 2 && std::max(s.kernel_h, s.kernel_w) <= 15;
   return sizes && (pass != Conv2dPass::kGradInput || (s.stride[0] == 1 && s.stride[1] == 1));
 }
@@ -86,11 +85,27 @@ double saved_by_pieces(const Conv2dShape& s, Conv2dPass pass) {
          (2.25 * filled(source_pieces, 16) * filled(results, 32) * filled(height, 4) * filled(width, 4));
 }
 
+// Groups of channels that nearly fill the vectors, planes that fill their tiles, and enough of them for the
+// filters' transforms.
+bool winograd_wins_grouped(const Conv2dShape& s, Conv2dPass pass) {
+  const int64_t narrow = std::min(s.channels, s.result_channels) / s.groups;
+  const auto [height, width] = s.plane(pass);
+  const int64_t tiles = s.batch * ((height + 3) / 4) * ((width + 3) / 4);
+  if (tiles * narrow < 1024 || std::min(height, width) < 3) return false;
+  if (s.dtype == DType::kBFloat16) {
+    return height % 4 == 0 && width % 4 == 0 && narrow >= (pass == Conv2dPass::kGradWeight ? 64 : 32);
+  }
+  const bool filled = 4 * s.batch * height * width >= 3 * 16 * tiles;
+  if (pass == Conv2dPass::kGradWeight) return narrow >= 16;
+  return narrow >= 128 || (narrow >= 24 && filled);
+}
+
 // With few tiles the transform of large filters is not paid back; nor is that of the tiles, for the weight
 // gradient, with few channels or planes that fill their tiles badly. For bfloat16 oneDNN multiplies pairs,
 // at twice the rate: there the tiles have to be full.
 bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
   if (s.cuda) return false;
+  if (s.groups > 1) return s.is_3x3() && winograd_wins_grouped(s, pass);
   const auto [height, width] = s.plane(pass);
   const int64_t tiles = s.batch * ((height + 3) / 4) * ((width + 3) / 4);
   const int64_t products = s.channels * s.result_channels, sum = s.channels + s.result_channels;
@@ -131,7 +146,7 @@ bool winograd_2x2_wins(const Conv2dShape& s, Conv2dPass pass) {
     const int64_t tiles = s.batch * ((plane[0] + tile - 1) / tile) * ((plane[1] + tile - 1) / tile);
     return (tile + 2) * (tile + 2) * (tiles + 3);
   };
-  if (side < 2 || products_of(2) > products_of(4)) return false;
+  if (s.groups > 1 || side < 2 || products_of(2) > products_of(4)) return false;
   if (std::min(s.channels, s.result_channels) < 16) return false;
   const int64_t products = s.channels * s.result_channels;
   if (s.dtype == DType::kBFloat16) {
@@ -167,24 +182,27 @@ bool gemm_wins(const Conv2dShape& s, Conv2dPass pass) {
 // gradient of strided layers.
 bool direct_float32(const Conv2dShape& s, Conv2dPass pass) {
   const Traits t = traits_of(s);
+  const bool narrow = !t.strided && t.group_channels < 24;
+  const bool uneven = narrow && t.group_channels > 8 && t.group_channels < 16 && t.pixels >= 196;
   switch (pass) {
     case Conv2dPass::kForward:
+      if (!t.dense) return uneven || (!s.channels_last && narrow && t.pixels >= 400);
       if (s.channels_last) return s.channels == 1;
-      if (t.dense) return s.channels == 1 || (s.channels <= 4 && !t.strided);
-      return !t.strided && t.pixels >= 400 && t.group_channels < 64;
+      return s.channels == 1 || (s.channels <= 4 && !t.strided);
     case Conv2dPass::kGradInput:
-      if (s.channels_last) return t.dense && t.group_channels <= 8;
-      if (!t.dense) return !t.strided && t.pixels >= 400 && t.group_channels < 64;
+      if (!t.dense) return uneven || (!s.channels_last && narrow && t.pixels >= 400);
+      if (s.channels_last) return t.group_channels <= 8;
       return t.group_channels <= 8 || (t.strided && s.channels <= 64 && s.height * s.width >= 784);
     default:
       if (s.channels_last) {
-        if (!t.dense) return !t.depthwise && !t.strided && t.pixels >= 64;
+        if (!t.dense) return !t.depthwise && !t.strided && t.pixels >= 64 && t.group_channels <= 8;
         if (t.group_channels == 1) return !t.strided && (s.result_channels <= 8 || t.pixels >= 4096);
         if (t.group_channels <= 4) return t.strided;
         return t.strided && t.pixels >= 784;
       }
       if (s.channels == 1 && s.result_channels > 32 && t.pixels < 4096) return false;
-      return !t.strided && (t.dense ? t.group_channels <= 8 : t.pixels >= 400 && t.group_channels < 64);
+      if (t.dense) return !t.strided && t.group_channels <= 8;
+      return uneven || (narrow && t.group_channels <= 16 && t.pixels >= 400);
   }
 }
 
@@ -229,7 +247,15 @@ bool channels_wins(const Conv2dShape& s, Conv2dPass pass) {
     if (pass == Conv2dPass::kGradWeight) return t.pixels >= 784;
     return s.kernel_w == 3 && t.pixels >= 784 && s.dtype == DType::kFloat32;
   }
-  if (s.dtype == DType::kFloat32) return t.pixels >= 196 || t.group_channels <= 8;
+  if (s.dtype == DType::kFloat32) {
+    const bool small = s.kernel_w <= 3;
+    if (t.group_channels < 8 || (t.group_channels == 8 && small)) return true;
+    if (t.group_channels == 8) {
+      return pass == Conv2dPass::kGradWeight ? t.pixels >= 196 : t.strided && pass == Conv2dPass::kGradInput;
+    }
+    return pass != Conv2dPass::kGradWeight && small && t.group_channels >= (t.strided ? 17 : 16) &&
+           t.pixels >= 196;
+  }
   return t.group_channels <= 4 && !t.strided;
 }
 
@@ -242,14 +268,19 @@ bool planes_wins(const Conv2dShape& s, Conv2dPass pass) {
   const Traits t = traits_of(s);
   const bool slow_native = s.dtype == DType::kFloat16 || s.dtype == DType::kFloat64;
   if (pass == Conv2dPass::kGradWeight) {
-    return t.group_channels <= (slow_native ? 16 : 8) && (slow_native || s.result_width() >= 12);
+    if (slow_native) return t.group_channels <= 16;
+    if (t.group_channels == 8 && (s.kernel_w > 3 || (!t.strided && t.pixels < 400))) return false;
+    return t.group_channels <= 8 && s.result_width() >= 12;
   }
   if (slow_native) return t.group_channels <= 16;
   const bool flat = s.dtype == DType::kFloat32 && flat_computes(s, pass);
   // Planes of a vector or two leave lanes empty, and the phases of a strided data gradient are planes.
   const bool phases = t.strided && pass == Conv2dPass::kGradInput;
-  if (flat && !t.depthwise)
+  if (flat && !t.depthwise) {
+    if (t.group_channels % 16 == 0 && t.pixels < (t.strided ? 100 : 400)) return false;
+    if (t.group_channels == 8 && t.pixels < (s.kernel_w > 3 && !t.strided ? 400 : 100)) return false;
     return (!phases || t.pixels >= 100) && t.group_channels <= (t.pixels >= 36 ? 16 : 8);
+  }
   const int64_t most = s.dtype == DType::kBFloat16 ? 4 : 8;  // oneDNN multiplies pairs of bfloat16
   return (flat || !t.strided) && t.group_channels <= most && s.result_width() >= (phases ? 14 : 24);
 }

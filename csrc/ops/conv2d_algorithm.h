@@ -12,11 +12,11 @@
 
 namespace d2lfast::ops {
 
-// kBatch: vectors along the batch, for many small images. kWinograd: F(4x4, 3x3) for dense kernels, larger or
-// strided ones cut into pieces of 3x3; kWinograd2x2: F(2x2, 3x3). kGemm: matrix products for 1x1 kernels. For
-// few channels per group on the CPU: vectors along channels (kChannels) or along columns of planes read in
-// place (kPlanes). kDirect: our kernels on flat grids, on CUDA for few channels per group. kImplicitGemm:
-// CUDA, dense. kAten: torch's own convolution (oneDNN on the CPU).
+// kBatch: vectors along the batch, for many small images. kWinograd: F(4x4, 3x3), group by group; larger or
+// strided dense kernels cut into pieces of 3x3; kWinograd2x2: F(2x2, 3x3). kGemm: matrix products for 1x1
+// kernels. For few channels per group on the CPU: vectors along channels (kChannels) or along columns of
+// planes read in place (kPlanes). kDirect: our kernels on flat grids, on CUDA for few channels per group.
+// kImplicitGemm: CUDA, dense. kAten: torch's own convolution (oneDNN on the CPU).
 enum class Conv2dAlgorithm {
   kBatch,
   kWinograd,

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "../../csrc/kernels/conv2d_winograd.h"
 #include "support.h"
@@ -9,24 +10,65 @@ D2LFAST_DECLARE_TABLES(WinogradKernels, conv2d_winograd_2x2_kernels);
 namespace d2lfast::test {
 namespace {
 
+// Where a group's channels lie among those of a tensor.
+struct Place {
+  int64_t first, behind;
+  int64_t all(int64_t channels) const { return first + channels + behind; }
+};
+
 struct Problem {
   DType dtype;
   Image input, output;
   bool weight_channels_last, bias, residual;
   int64_t padding[2];
   int64_t chunk, split;  // tiles of a strip, strips of a call
+  Place of_input, of_output;
   Activation activation;
 };
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 WinogradImages images_of(const Image& shape, const Buffer& data, const Buffer* activated,
-                         Activation activation) {
+                         Activation activation, const Place& place = {}) {
   return {data.data(), activated != nullptr ? activated->data() : nullptr,
           activation,  shape.channels_last,
           shape.n,     shape.c,
-          shape.h,     shape.w};
+          shape.h,     shape.w,
+          place.first, place.all(shape.c)};
 }
+
+// An image among other channels, which are NaN; or back.
+void place(const Image& shape, const Place& place, bool back, Buffer& image, Buffer& among) {
+  Image whole = shape;
+  whole.c = place.all(shape.c);
+  for (int64_t n = 0; n < shape.n; ++n) {
+    for (int64_t c = 0; c < whole.c; ++c) {
+      const bool ours = c >= place.first && c < place.first + shape.c;
+      for (int64_t i = 0; i < shape.h * shape.w; ++i) {
+        const int64_t there = whole.at(n, c, i / shape.w, i % shape.w);
+        if (!ours) {
+          expect(std::isnan(among.get(there)), "winograd: another group's channel is written");
+          continue;
+        }
+        const int64_t here = shape.at(n, c - place.first, i / shape.w, i % shape.w);
+        if (back) {
+          image.set(here, among.get(there));
+        } else {
+          among.set(there, image.get(here));
+        }
+      }
+    }
+  }
+}
+
+struct Placed {
+  Buffer data;
+  Placed(DType dtype, const Image& shape, const Place& where)
+      : data(dtype, shape.n * where.all(shape.c) * shape.h * shape.w) {}
+  Placed(const Image& shape, const Place& where, Buffer& image) : Placed(image.dtype(), shape, where) {
+    place(shape, where, false, image, data);
+  }
+};
 
 WinogradStrips strips_of(const WinogradKernels& table, const Problem& p, int64_t height, int64_t width) {
   WinogradStrips s{divide_up(height, table.tile), divide_up(width, table.tile), 0, 0};
@@ -48,7 +90,8 @@ float* floats(Buffer& buffer) { return static_cast<float*>(buffer.data()); }
 // Forward (transposed: the data gradient) with buffers of exact size.
 void run_filter(const WinogradKernels& table, const Problem& p, const WinogradImages& images, int64_t pad_top,
                 int64_t pad_left, const Buffer& weight, bool transposed, const Buffer* bias,
-                const Buffer* residual, Activation activation, const Image& shape, Buffer& result) {
+                const Buffer* residual, Activation activation, const Image& shape, const Place& place,
+                Buffer& result) {
   const int dtype = static_cast<int>(p.dtype);
   const int64_t lanes = table.lanes, blocks = divide_up(images.channels, lanes);
   const WinogradStrips strips = strips_of(table, p, shape.h, shape.w);
@@ -69,6 +112,8 @@ void run_filter(const WinogradKernels& table, const Problem& p, const WinogradIm
                           shape.c,
                           shape.h,
                           shape.w,
+                          place.first,
+                          place.all(shape.c),
                           strips,
                           blocks,
                           bias != nullptr ? bias->data() : nullptr,
@@ -101,9 +146,9 @@ void run_weight(const WinogradKernels& table, const Problem& p, const Buffer& in
   const int64_t result_blocks = divide_up(p.output.c, 2 * lanes), gradient_blocks = 2 * result_blocks;
   const WinogradStrips strips = strips_of(table, p, p.output.h, p.output.w);
   const int64_t count = p.output.n * strips.tile_rows * strips.chunks;
-  const WinogradSource source{images_of(p.input, input, nullptr, Activation::kNone), strips, p.padding[0],
-                              p.padding[1]};
-  const WinogradSource gradient{images_of(p.output, grad, output, p.activation), strips, 0, 0};
+  const WinogradSource source{images_of(p.input, input, nullptr, Activation::kNone, p.of_input), strips,
+                              p.padding[0], p.padding[1]};
+  const WinogradSource gradient{images_of(p.output, grad, output, p.activation, p.of_output), strips, 0, 0};
   const int64_t set = std::max(p.split, divide_up(count, 2));
   Buffer staging(DType::kFloat32, winograd_staging(lanes, strips.chunk));
   Buffer sums(DType::kFloat32, gradient_blocks * lanes);
@@ -188,6 +233,10 @@ Problem draw(Random& random) {
     p.chunk = random.chance(70) ? 64 : random.between(1, 3);
     p.split = random.between(1, 9);
     p.activation = static_cast<Activation>(random.chance(50) ? 0 : random.between(1, 3));
+    if (random.chance(30)) {
+      for (Place* place : {&p.of_input, &p.of_output})
+        *place = {random.between(0, 20), random.between(0, 20)};
+    }
     return p;
   }
 }
@@ -260,6 +309,9 @@ void test_tables(const Tables<WinogradKernels>& all, int cases) {
     Buffer input(p.dtype, p.input.size()), weight(p.dtype, p.output.c * p.input.c * 9);
     Buffer bias(p.dtype, p.output.c), grad(p.dtype, p.output.size()), residual(p.dtype, p.output.size());
     for (Buffer* buffer : {&input, &weight, &bias, &grad, &residual}) buffer->randomise(random);
+    const Placed all_input(p.input, p.of_input, input), all_grad(p.output, p.of_output, grad);
+    const Placed all_residual(p.output, p.of_output, residual);
+    const Placed all_bias({1, p.output.c, 1, 1, false}, p.of_output, bias);
     for (int isa = 0; isa < all.count; ++isa) {
       const std::string what = std::string(all.name(isa)) + " " + describe(p, number);
       Random same(static_cast<uint64_t>(number) + 1000000);
@@ -268,13 +320,21 @@ void test_tables(const Tables<WinogradKernels>& all, int cases) {
       }
       Buffer output(p.dtype, p.output.size()), grad_input(p.dtype, p.input.size());
       Buffer grad_weight(p.dtype, weight.size()), grad_bias(p.dtype, p.output.c);
-      run_filter(*all.table[isa], p, images_of(p.input, input, nullptr, Activation::kNone), p.padding[0],
-                 p.padding[1], weight, false, p.bias ? &bias : nullptr, p.residual ? &residual : nullptr,
-                 p.activation, p.output, output);
-      const Buffer* derived = p.activation != Activation::kNone ? &output : nullptr;
-      run_filter(*all.table[isa], p, images_of(p.output, grad, derived, p.activation), 2 - p.padding[0],
-                 2 - p.padding[1], weight, true, nullptr, nullptr, Activation::kNone, p.input, grad_input);
-      run_weight(*all.table[isa], p, input, grad, derived, grad_weight, grad_bias);
+      Placed all_output(p.dtype, p.output, p.of_output), all_grad_input(p.dtype, p.input, p.of_input);
+      run_filter(
+          *all.table[isa], p, images_of(p.input, all_input.data, nullptr, Activation::kNone, p.of_input),
+          p.padding[0], p.padding[1], weight, false, p.bias ? &all_bias.data : nullptr,
+          p.residual ? &all_residual.data : nullptr, p.activation, p.output, p.of_output, all_output.data);
+      place(p.output, p.of_output, true, output, all_output.data);
+      const bool derives = p.activation != Activation::kNone;
+      const Buffer* derived = derives ? &output : nullptr;
+      const Buffer* all_derived = derives ? &all_output.data : nullptr;
+      run_filter(*all.table[isa], p,
+                 images_of(p.output, all_grad.data, all_derived, p.activation, p.of_output), 2 - p.padding[0],
+                 2 - p.padding[1], weight, true, nullptr, nullptr, Activation::kNone, p.input, p.of_input,
+                 all_grad_input.data);
+      place(p.input, p.of_input, true, grad_input, all_grad_input.data);
+      run_weight(*all.table[isa], p, all_input.data, all_grad.data, all_derived, grad_weight, grad_bias);
 
       const Expected e = naive(p, input, weight, bias, residual, grad, derived);
       const int64_t pixels = p.output.n * p.output.h * p.output.w;

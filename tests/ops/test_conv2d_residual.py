@@ -12,7 +12,11 @@ from d2lfast.testing import check
 # Input, weight, options: whole vectors and what is left of them, in rows, channels and images.
 SHAPES = {
     "direct": [((2, 3, 19, 23), (17, 3, 3, 3), {"stride": 2}), ((2, 4, 9, 40), (5, 4, 2, 2), {})],
-    "winograd": [((2, 16, 14, 14), (33, 16, 3, 3), {"padding": 1}), ((2, 8, 17, 19), (16, 8, 5, 5), {})],
+    "winograd": [
+        ((2, 16, 14, 14), (33, 16, 3, 3), {"padding": 1}),
+        ((2, 8, 17, 19), (16, 8, 5, 5), {}),
+        ((2, 51, 9, 11), (60, 17, 3, 3), {"groups": 3, "padding": 1}),
+    ],
     "winograd_2x2": [((2, 16, 13, 15), (40, 16, 3, 3), {"padding": 1})],
     "gemm": [((2, 24, 9, 9), (33, 24, 1, 1), {}), ((2, 16, 16, 16), (32, 16, 1, 1), {})],
     "channels": [

@@ -43,6 +43,13 @@ class TestConv2dWinograd(OpTester):
         named("3x3_stride_2", (2, 5, 9, 12), (6, 5, 3, 3), stride=2, padding=1),
         named("uneven", (1, 4, 20, 25), (6, 4, 9, 4), stride=(1, 3), padding=(8, 2), bias=False),
         named("padding_over_5x5", (1, 3, 4, 3), (4, 3, 5, 2), padding=(6, 5)),
+        # Group by group; the products of narrow ones stay with their thread, those of wide ones are shared.
+        named("groups", (2, 40, 9, 13), (34, 20, 3, 3), groups=2, padding=1),
+        named("narrow_groups", (5, 35, 12, 14), (40, 5, 3, 3), groups=7, padding=1, activation="relu"),
+        named("wide_groups", (2, 130, 6, 7), (100, 65, 3, 3), groups=2, padding=1, bias=False),
+        named("depthwise", (2, 6, 9, 9), (12, 1, 3, 3), groups=6, activation="tanh"),
+        named("groups_5x5_is_the_tables", (2, 4, 9, 9), (4, 2, 5, 5), groups=2),
+        smaller("2x2_groups", (2, 40, 6, 5), (36, 20, 3, 3), groups=2, padding=1),
         named("dilated_is_the_tables", (2, 3, 9, 9), (4, 3, 3, 3), dilation=2),
         # The filters are transformed by blocks of channels.
         named("large_filters", (1, 260, 6, 6), (200, 260, 3, 3), padding=1),
@@ -68,6 +75,7 @@ class TestConv2dWinograd(OpTester):
         named("5x5", (2, 4, 9, 9), (5, 4, 5, 5), padding=2),
         named("stride_2", (2, 4, 9, 9), (5, 4, 5, 5), stride=2, activation="relu"),
         smaller("2x2", (2, 4, 9, 9), (5, 4, 3, 3), padding=1),
+        named("groups", (2, 8, 9, 9), (6, 4, 3, 3), groups=2, padding=1),
     )
     refused = (named("channels", (2, 3, 8, 8), (4, 5, 3, 3)),)
     threaded = (
@@ -75,6 +83,7 @@ class TestConv2dWinograd(OpTester):
         conv((1, 64, 31, 31), (48, 64, 3, 3), padding=1, activation="relu", algorithm="winograd"),
         conv((2, 200, 7, 7), (210, 200, 3, 3), padding=1, algorithm="winograd"),
         conv((3, 96, 13, 13), (96, 96, 5, 5), padding=2, algorithm="winograd"),
+        conv((3, 64, 30, 30), (64, 32, 3, 3), padding=1, groups=2, algorithm="winograd"),
         conv((9, 64, 6, 6), (48, 64, 3, 3), padding=1, algorithm="winograd_2x2"),
         conv((3, 3, 60, 60), (32, 3, 11, 11), stride=4, padding=1, algorithm="winograd"),
     )
@@ -147,13 +156,14 @@ SHAPES = ((4, 64, 28, 28), (64, 64, 3, 3))
 def test_table_and_explain():
     names = d2lfast.explain("conv2d", *SHAPES, padding=1)
     assert names == {"forward": "winograd", "grad_input": "winograd", "grad_weight": "winograd"}
+    assert names == d2lfast.explain("conv2d", (4, 64, 28, 28), (64, 32, 3, 3), padding=1, groups=2)
     stem = d2lfast.explain("conv2d", (16, 3, 224, 224), (96, 3, 11, 11), stride=4, padding=1)
     assert stem == {"forward": "winograd", "grad_input": "direct", "grad_weight": "winograd"}
     for other in (
         d2lfast.explain("conv2d", *SHAPES, padding=1, dtype=torch.float64),
         d2lfast.explain("conv2d", *SHAPES, padding=1, stride=2),
         d2lfast.explain("conv2d", *SHAPES, padding=1, dilation=2),
-        d2lfast.explain("conv2d", (4, 64, 28, 28), (64, 32, 3, 3), padding=1, groups=2),
+        d2lfast.explain("conv2d", (4, 64, 28, 28), (64, 8, 3, 3), padding=1, groups=8),
     ):
         assert "winograd" not in other.values()
 

@@ -11,6 +11,7 @@
 #include "../layout.h"
 #include "conv2d_passes.h"
 #include "conv2d_winograd_pieces.h"
+#include "conv2d_winograd_setup.h"
 #include "scratch.h"
 
 D2LFAST_DECLARE_TABLES(WinogradKernels, conv2d_winograd_kernels);
@@ -20,47 +21,9 @@ namespace d2lfast::ops {
 
 namespace {
 
-constexpr int64_t kFloat = sizeof(float);
-// A strip longer than this would not leave room in the second-level cache.
-constexpr int64_t kLongestStrip = 48;
-
 const WinogradKernels& kernels() { return D2LFAST_SELECT_TABLE(conv2d_winograd_kernels); }
 
 const WinogradKernels& kernels_2x2() { return D2LFAST_SELECT_TABLE(conv2d_winograd_2x2_kernels); }
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-WinogradStrips strips_of(const WinogradKernels& table, int64_t height, int64_t width) {
-  WinogradStrips s{divide_up(height, table.tile), divide_up(width, table.tile), 0, 0};
-  s.chunks = divide_up(s.tile_cols, kLongestStrip);
-  s.chunk = divide_up(s.tile_cols, s.chunks);
-  return s;
-}
-
-int64_t count_strips(const WinogradStrips& s, int64_t batch) { return batch * s.tile_rows * s.chunks; }
-
-// An odd number of vectors between the planes: at a power of two they would share cache sets.
-WinogradTiles tiles_at(float* data, int64_t blocks, int64_t tiles, int64_t lanes) {
-  return {data, tiles, (blocks * tiles | 1) * lanes};
-}
-int64_t tiles_size(const WinogradKernels& table, int64_t blocks, int64_t tiles) {
-  return table.planes * (blocks * tiles | 1) * table.lanes;
-}
-
-struct Images {
-  at::Tensor data, activated;
-  WinogradImages params;
-
-  Images(const at::Tensor& tensor, const at::Tensor* output, Activation activation) : data(dense(tensor)) {
-    const bool channels_last = !data.is_contiguous();
-    params = {data.const_data_ptr(), nullptr,      activation,   channels_last,
-              data.size(0),          data.size(1), data.size(2), data.size(3)};
-    if (output != nullptr) {
-      activated = output->contiguous(layout(channels_last));
-      params.activated = activated.const_data_ptr();
-    }
-  }
-};
 
 struct Filter {
   const WinogradKernels& table;
@@ -225,61 +188,74 @@ WinogradWeight weight_params(const at::Tensor& weight, bool transposed) {
 
 bool forward(const WinogradKernels& table, const Conv2dForward& pass) {
   const Conv2dShape& s = pass.shape;
-  const Images images(pass.input, nullptr, Activation::kNone);
+  const WinogradTensor images(pass.input, nullptr, Activation::kNone);
   const WinogradStrips strips = strips_of(table, s.result_height(), s.result_width());
   const at::Tensor weight = dense(pass.weight);
   const at::Tensor bias = pass.bias != nullptr ? pass.bias->contiguous() : at::Tensor();
-  const WinogradSource source{images.params, strips, s.padding[0], s.padding[1]};
-  const WinogradResult result{pass.output.mutable_data_ptr(),
-                              !pass.output.is_contiguous(),
-                              s.result_channels,
-                              s.result_height(),
-                              s.result_width(),
-                              strips,
-                              divide_up(s.channels, table.lanes),
-                              bias.defined() ? bias.const_data_ptr() : nullptr,
-                              pass.residual != nullptr ? pass.residual->const_data_ptr() : nullptr,
-                              pass.activation};
-  return filter(table, source, weight_params(weight, false), result, s.dtype, &pass.weight);
+  const at::Tensor* keepable = s.groups == 1 ? &pass.weight : nullptr;
+  const int64_t channels = s.result_channels / s.groups;
+  for (int64_t g = 0; g < s.groups; ++g) {
+    const WinogradSource source{images.of_group(g, s.groups), strips, s.padding[0], s.padding[1]};
+    const WinogradResult result{pass.output.mutable_data_ptr(),
+                                !pass.output.is_contiguous(),
+                                channels,
+                                s.result_height(),
+                                s.result_width(),
+                                g * channels,
+                                s.result_channels,
+                                strips,
+                                divide_up(s.channels / s.groups, table.lanes),
+                                bias.defined() ? bias.const_data_ptr() : nullptr,
+                                pass.residual != nullptr ? pass.residual->const_data_ptr() : nullptr,
+                                pass.activation};
+    const at::Tensor filters = of_group(weight, g, s.groups);
+    if (!filter(table, source, weight_params(filters, false), result, s.dtype, keepable)) return false;
+  }
+  return true;
 }
 
 bool gradient_of_input(const WinogradKernels& table, const Conv2dBackward& pass, at::Tensor& grad_input) {
   const Conv2dShape& s = pass.shape;
-  const Images images(pass.grad_output, pass.output, pass.activation);
+  const WinogradTensor images(pass.grad_output, pass.output, pass.activation);
   const WinogradStrips strips = strips_of(table, s.height, s.width);
   const at::Tensor weight = dense(pass.weight);
-  const WinogradSource source{images.params, strips, 2 - s.padding[0], 2 - s.padding[1]};
-  const WinogradResult result{grad_input.mutable_data_ptr(),
-                              !grad_input.is_contiguous(),
-                              s.channels,
-                              s.height,
-                              s.width,
-                              strips,
-                              divide_up(s.result_channels, table.lanes),
-                              nullptr,
-                              nullptr,
-                              Activation::kNone};
-  return filter(table, source, weight_params(weight, true), result, s.dtype, nullptr);
+  const int64_t channels = s.channels / s.groups;
+  for (int64_t g = 0; g < s.groups; ++g) {
+    const WinogradSource source{images.of_group(g, s.groups), strips, 2 - s.padding[0], 2 - s.padding[1]};
+    const WinogradResult result{grad_input.mutable_data_ptr(),
+                                !grad_input.is_contiguous(),
+                                channels,
+                                s.height,
+                                s.width,
+                                g * channels,
+                                s.channels,
+                                strips,
+                                divide_up(s.result_channels / s.groups, table.lanes),
+                                nullptr,
+                                nullptr,
+                                Activation::kNone};
+    const at::Tensor filters = of_group(weight, g, s.groups);
+    if (!filter(table, source, weight_params(filters, true), result, s.dtype, nullptr)) return false;
+  }
+  return true;
 }
 
-bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass, at::Tensor* grad_weight,
-                        at::Tensor* grad_bias) {
+// Of one group, to its parts of the gradients; `bias`: or null.
+bool gradient_of_group(const WinogradKernels& table, const Conv2dShape& s, const WinogradImages& images,
+                       const WinogradImages& gradients, const at::Tensor& result, const at::Tensor* bias) {
   // Transformed sources and gradients that are to stay in the third-level cache, and products in the second.
-  constexpr int64_t kSetBytes = 16 << 20, kProductBytes = 640 << 10, kRunTiles = 32;
-  const Conv2dShape& s = pass.shape;
-  if (grad_weight == nullptr || s.batch == 0 || pass.weight.numel() == 0) return false;
+  constexpr int64_t kSetBytes = 8 << 20, kProductBytes = 640 << 10, kRunTiles = 32;
   const int dtype = static_cast<int>(s.dtype);
   const int64_t lanes = table.lanes;
-  const Images images(pass.input, nullptr, Activation::kNone);
-  const Images gradients(pass.grad_output, pass.output, pass.activation);
   const WinogradStrips strips = strips_of(table, s.result_height(), s.result_width());
-  const WinogradSource source{images.params, strips, s.padding[0], s.padding[1]};
-  const WinogradSource gradient{gradients.params, strips, 0, 0};
-  const int64_t source_blocks = divide_up(s.channels, lanes);
-  const int64_t result_blocks = divide_up(s.result_channels, 2 * lanes), gradient_blocks = 2 * result_blocks;
+  const WinogradSource source{images, strips, s.padding[0], s.padding[1]};
+  const WinogradSource gradient{gradients, strips, 0, 0};
+  const int64_t source_blocks = divide_up(images.channels, lanes);
+  const int64_t result_blocks = divide_up(gradients.channels, 2 * lanes), gradient_blocks = 2 * result_blocks;
 
+  const int64_t blocks = source_blocks + gradient_blocks;
   const int64_t all = count_strips(strips, s.batch), chunk = strips.chunk;
-  const int64_t strip_bytes = table.planes * kFloat * (source_blocks + gradient_blocks) * lanes * chunk;
+  const int64_t strip_bytes = table.planes * kFloat * blocks * lanes * chunk;
   const int64_t sets = divide_up(all, std::max<int64_t>(1, kSetBytes / strip_bytes));
   const int64_t set_strips = divide_up(all, sets);
   const at::Tensor source_memory = empty({tiles_size(table, source_blocks, set_strips * chunk)}, at::kFloat);
@@ -288,7 +264,7 @@ bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass
   const int64_t run_strips = std::max<int64_t>(1, kRunTiles / chunk),
                 runs = divide_up(set_strips, run_strips);
   const int64_t sum_size = gradient_blocks * lanes;
-  const at::Tensor sums = grad_bias != nullptr ? zeros({runs, sum_size}, at::kFloat) : at::Tensor();
+  const at::Tensor sums = bias != nullptr ? zeros({runs, sum_size}, at::kFloat) : at::Tensor();
   const int64_t staging_floats = winograd_staging(lanes, chunk);
 
   const int64_t block_floats = table.planes * lanes * 2 * lanes;
@@ -297,12 +273,8 @@ bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass
   const int64_t groups = divide_up(source_blocks, group), items = groups * result_blocks;
   const at::Tensor kept = sets > 1 ? empty({items, group * block_floats}, at::kFloat) : at::Tensor();
 
-  at::Tensor result = empty_like(pass.weight);
-  if (!result.is_contiguous() && !result.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-    result = empty(pass.weight.sizes(), pass.weight.options());
-  }
-  const WinogradGradWeight to{result.mutable_data_ptr(), !result.is_contiguous(), s.result_channels,
-                              s.channels};
+  const WinogradGradWeight to{result.mutable_data_ptr(), !result.is_contiguous(), gradients.channels,
+                              images.channels};
   std::atomic<bool> finite = true;
   for (int64_t first = 0; first < all; first += set_strips) {
     const int64_t count = std::min(set_strips, all - first), set_runs = divide_up(count, run_strips);
@@ -310,19 +282,19 @@ bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass
         tiles_at(source_memory.mutable_data_ptr<float>(), source_blocks, count * chunk, lanes);
     const WinogradTiles gradient_tiles =
         tiles_at(gradient_memory.mutable_data_ptr<float>(), gradient_blocks, count * chunk, lanes);
-    at::parallel_for(0, (source_blocks + gradient_blocks) * set_runs, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, blocks * set_runs, 1, [&](int64_t begin, int64_t end) {
       float* staging = static_cast<float*>(thread_scratch(staging_floats * kFloat));
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t block = i / set_runs, run = i % set_runs, from = run * run_strips;
+        const int64_t block = i % blocks, run = i / blocks, from = run * run_strips;
         const int64_t last = std::min(from + run_strips, count);
         if (block < source_blocks) {
           table.source[dtype](source, first + from, first + last, block, block + 1, source_tiles,
                               from * chunk, staging);
         } else {
           const int64_t b = block - source_blocks;
-          table.gradient[dtype](
-              gradient, first + from, first + last, b, b + 1, gradient_tiles, from * chunk, staging,
-              grad_bias != nullptr ? sums.mutable_data_ptr<float>() + run * sum_size : nullptr);
+          table.gradient[dtype](gradient, first + from, first + last, b, b + 1, gradient_tiles, from * chunk,
+                                staging,
+                                bias != nullptr ? sums.mutable_data_ptr<float>() + run * sum_size : nullptr);
         }
       }
     });
@@ -339,11 +311,35 @@ bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass
       }
     });
   }
-  if (!finite) return false;
-  *grad_weight = result;
-  if (grad_bias != nullptr) {
-    *grad_bias = sums.sum(0).narrow(0, 0, s.result_channels).to(pass.weight.scalar_type());
+  if (bias != nullptr) bias->copy_(sums.sum(0).narrow(0, 0, gradients.channels));
+  return finite;
+}
+
+bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass, at::Tensor* grad_weight,
+                        at::Tensor* grad_bias) {
+  const Conv2dShape& s = pass.shape;
+  if (grad_weight == nullptr || s.batch == 0 || pass.weight.numel() == 0) return false;
+  const WinogradTensor images(pass.input, nullptr, Activation::kNone);
+  const WinogradTensor gradients(pass.grad_output, pass.output, pass.activation);
+  at::Tensor result = empty_like(pass.weight);
+  if (!result.is_contiguous() && !result.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+    result = empty(pass.weight.sizes(), pass.weight.options());
   }
+  at::Tensor sums;
+  if (grad_bias != nullptr) sums = empty({s.result_channels}, pass.weight.options());
+  if (winograd_fits_groups(table, s)) {
+    if (!winograd_grad_groups(table, s, images, gradients, result, sums)) return false;
+  } else {
+    for (int64_t g = 0; g < s.groups; ++g) {
+      const at::Tensor bias = sums.defined() ? of_group(sums, g, s.groups) : at::Tensor();
+      if (!gradient_of_group(table, s, images.of_group(g, s.groups), gradients.of_group(g, s.groups),
+                             of_group(result, g, s.groups), bias.defined() ? &bias : nullptr)) {
+        return false;
+      }
+    }
+  }
+  *grad_weight = result;
+  if (grad_bias != nullptr) *grad_bias = sums;
   return true;
 }
 

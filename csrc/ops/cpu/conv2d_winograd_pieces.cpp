@@ -75,7 +75,9 @@ at::Tensor cut_source(const at::Tensor& tensor, const Conv2dShape& s, const Conv
               s.batch,
               s.channels,
               s.height,
-              s.width};
+              s.width,
+              0,
+              s.channels};
   for (int axis = 0; axis < 2; ++axis) {
     p.stride[axis] = s.stride[axis];
     p.pad[axis] = s.padding[axis];

@@ -18,12 +18,19 @@ namespace {
 struct Traits {
   int64_t group_channels;
   bool dense, depthwise, strided;
+  bool odd;    // groups for which torch has no kernels of its own
+  bool large;  // windows of more than 3x3, for whose depthwise weight gradient torch has no kernel of its own
   int64_t pixels;  // of a result plane
 };
 
 Traits traits_of(const Conv2dShape& s) {
-  return {s.channels / s.groups, s.groups == 1, s.groups > 1 && s.groups == s.channels,
-          s.stride[0] > 1 || s.stride[1] > 1, s.result_height() * s.result_width()};
+  return {s.channels / s.groups,
+          s.groups == 1,
+          s.groups > 1 && s.groups == s.channels,
+          s.stride[0] > 1 || s.stride[1] > 1,
+          s.groups > 1 && s.groups != s.channels && s.channels / s.groups % 4 != 0,
+          s.kernel_h > 3 && s.kernel_w > 3,
+          s.result_height() * s.result_width()};
 }
 
 // ---- batch ----
@@ -183,25 +190,28 @@ bool gemm_wins(const Conv2dShape& s, Conv2dPass pass) {
 bool direct_float32(const Conv2dShape& s, Conv2dPass pass) {
   const Traits t = traits_of(s);
   const bool narrow = !t.strided && t.group_channels < 24;
+  const bool wide_planes = !s.channels_last && narrow && !t.depthwise && t.pixels >= 400;
   const bool uneven = narrow && t.group_channels > 8 && t.group_channels < 16 && t.pixels >= 196;
   switch (pass) {
     case Conv2dPass::kForward:
-      if (!t.dense) return uneven || (!s.channels_last && narrow && t.pixels >= 400);
+      if (!t.dense) return uneven || wide_planes;
       if (s.channels_last) return s.channels == 1;
       return s.channels == 1 || (s.channels <= 4 && !t.strided);
     case Conv2dPass::kGradInput:
-      if (!t.dense) return uneven || (!s.channels_last && narrow && t.pixels >= 400);
+      if (!t.dense) return uneven || wide_planes;
       if (s.channels_last) return t.group_channels <= 8;
       return t.group_channels <= 8 || (t.strided && s.channels <= 64 && s.height * s.width >= 784);
     default:
       if (s.channels_last) {
-        if (!t.dense) return !t.depthwise && !t.strided && t.pixels >= 64 && t.group_channels <= 8;
+        if (!t.dense) return !t.depthwise && !t.strided && t.pixels >= 400 && t.group_channels <= 8;
         if (t.group_channels == 1) return !t.strided && (s.result_channels <= 8 || t.pixels >= 4096);
         if (t.group_channels <= 4) return t.strided;
         return t.strided && t.pixels >= 784;
       }
       if (s.channels == 1 && s.result_channels > 32 && t.pixels < 4096) return false;
       if (t.dense) return !t.strided && t.group_channels <= 8;
+      if (t.depthwise && t.large) return true;
+      if (t.large && t.group_channels % 8 == 0) return false;
       return uneven || (narrow && t.group_channels <= 16 && t.pixels >= 400);
   }
 }
@@ -209,18 +219,20 @@ bool direct_float32(const Conv2dShape& s, Conv2dPass pass) {
 // bfloat16: oneDNN multiplies pairs with AVX512-BF16, at twice the rate of the direct kernels.
 bool direct_bfloat16(const Conv2dShape& s, Conv2dPass pass) {
   const Traits t = traits_of(s);
+  const bool few = t.odd && t.group_channels <= 8 && !t.strided;
   switch (pass) {
     case Conv2dPass::kForward:
       if (s.channels_last) return s.channels == 1 && !t.strided;
-      return t.dense ? t.group_channels == 1 : t.group_channels <= 4 && !t.strided;
+      return t.dense ? t.group_channels == 1 : few;
     case Conv2dPass::kGradInput:
       if (s.channels_last) return t.dense && t.group_channels <= 8;
-      return t.group_channels <= 4 && (t.dense || !t.strided);
+      return t.dense ? t.group_channels <= 4 : few;
     default:
       if (t.dense) {
         return t.group_channels == 1 && !t.strided && (s.result_channels <= 12 || t.pixels < 4096);
       }
-      return s.channels_last ? t.group_channels <= 4 && !t.depthwise && !t.strided : t.group_channels <= 8;
+      if (s.channels_last) return few && t.pixels >= 784;
+      return t.group_channels <= 8 && (t.depthwise ? t.large : t.pixels >= 36);
   }
 }
 
@@ -243,20 +255,26 @@ bool channels_wins(const Conv2dShape& s, Conv2dPass pass) {
   if (s.dtype == DType::kFloat16 || s.dtype == DType::kFloat64) return true;
   const Traits t = traits_of(s);
   if (t.depthwise && s.result_channels == s.channels) {
+    if (pass == Conv2dPass::kGradWeight && t.large) return true;
     if (t.strided) return s.dtype == DType::kBFloat16 && pass == Conv2dPass::kGradInput;
-    if (pass == Conv2dPass::kGradWeight) return t.pixels >= 784;
-    return s.kernel_w == 3 && t.pixels >= 784 && s.dtype == DType::kFloat32;
+    if (pass == Conv2dPass::kGradWeight) return t.pixels >= (s.dtype == DType::kFloat32 ? 500 : 1600);
+    const bool in_cache = pass == Conv2dPass::kForward && s.batch * s.channels * t.pixels < (3 << 20);
+    return s.kernel_w == 3 && t.pixels >= 784 && s.dtype == DType::kFloat32 && !in_cache;
   }
   if (s.dtype == DType::kFloat32) {
     const bool small = s.kernel_w <= 3;
-    if (t.group_channels < 8 || (t.group_channels == 8 && small)) return true;
+    if (t.group_channels < 8) return true;
     if (t.group_channels == 8) {
-      return pass == Conv2dPass::kGradWeight ? t.pixels >= 196 : t.strided && pass == Conv2dPass::kGradInput;
+      if (pass == Conv2dPass::kGradWeight) return t.pixels >= (small ? 100 : 196);
+      return small ? t.strided || t.pixels >= 100 : t.strided && pass == Conv2dPass::kGradInput;
     }
     return pass != Conv2dPass::kGradWeight && small && t.group_channels >= (t.strided ? 17 : 16) &&
            t.pixels >= 196;
   }
-  return t.group_channels <= 4 && !t.strided;
+  if (t.odd) return t.group_channels <= 8;
+  if (t.group_channels > 4) return false;
+  if (pass == Conv2dPass::kGradWeight || s.kernel_w <= 3 || t.group_channels < 4) return true;
+  return t.strided && pass == Conv2dPass::kGradInput;
 }
 
 // ---- planes ----
@@ -266,23 +284,32 @@ bool channels_wins(const Conv2dShape& s, Conv2dPass pass) {
 bool planes_wins(const Conv2dShape& s, Conv2dPass pass) {
   if (s.groups == 1) return false;
   const Traits t = traits_of(s);
-  const bool slow_native = s.dtype == DType::kFloat16 || s.dtype == DType::kFloat64;
+  const bool bfloat16 = s.dtype == DType::kBFloat16;
+  if (s.dtype == DType::kFloat16 || s.dtype == DType::kFloat64) return t.group_channels <= 16;
   if (pass == Conv2dPass::kGradWeight) {
-    if (slow_native) return t.group_channels <= 16;
+    if (t.depthwise ? t.large : t.group_channels < 8) return true;
     if (t.group_channels == 8 && (s.kernel_w > 3 || (!t.strided && t.pixels < 400))) return false;
     return t.group_channels <= 8 && s.result_width() >= 12;
   }
-  if (slow_native) return t.group_channels <= 16;
-  const bool flat = s.dtype == DType::kFloat32 && flat_computes(s, pass);
   // Planes of a vector or two leave lanes empty, and the phases of a strided data gradient are planes.
   const bool phases = t.strided && pass == Conv2dPass::kGradInput;
+  if (t.odd && flat_computes(s, pass)) return t.group_channels <= (t.pixels >= 36 && !bfloat16 ? 16 : 8);
+  if (bfloat16 && t.strided) {
+    if (t.depthwise && phases) return true;
+    return t.group_channels <= 4 && t.pixels >= (phases || t.depthwise ? 784 : 196);
+  }
+  const bool flat = !bfloat16 && flat_computes(s, pass);
   if (flat && !t.depthwise) {
     if (t.group_channels % 16 == 0 && t.pixels < (t.strided ? 100 : 400)) return false;
     if (t.group_channels == 8 && t.pixels < (s.kernel_w > 3 && !t.strided ? 400 : 100)) return false;
-    return (!phases || t.pixels >= 100) && t.group_channels <= (t.pixels >= 36 ? 16 : 8);
+    if (t.strided && t.pixels < (phases ? 100 : 36)) return false;
+    return t.group_channels <= (t.pixels >= 36 ? 16 : 8);
   }
-  const int64_t most = s.dtype == DType::kBFloat16 ? 4 : 8;  // oneDNN multiplies pairs of bfloat16
-  return (flat || !t.strided) && t.group_channels <= most && s.result_width() >= (phases ? 14 : 24);
+  if (t.depthwise && (s.kernel_w > 5 || (phases && t.pixels < 500))) return false;
+  const int64_t most = bfloat16 ? 4 : 8;  // oneDNN multiplies pairs of bfloat16
+  if ((t.strided && !flat) || t.group_channels > most) return false;
+  if (t.depthwise && bfloat16) return s.result_width() >= (s.kernel_w > 3 ? 40 : 24);
+  return s.result_width() >= (phases ? 14 : 20);
 }
 
 // ---- The table ----

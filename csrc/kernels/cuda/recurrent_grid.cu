@@ -231,20 +231,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     A* of_step = gates + step % 2 * size;
     own.visit([&](int32_t sequence, int32_t unit) {
       const int64_t at = static_cast<int64_t>(sequence) * hidden + unit;
-      A gate[G] = {}, recurrent[G] = {};
+      A recurrent[G] = {};
       if (sequence < now.count) {
-        const int64_t row = now.offset + sequence;
         A grad = grads[at], grad_cell = G == 4 ? grad_cells[at] : A(0);
-        if (p.grad_output != nullptr)
-          grad += to_compute(*element<T>(p.grad_output, row * p.grad_output_row + unit));
-        grads[at] = backward_unit<T, G>(p, now, before, sequence, unit, grad, grad_cell, gate, recurrent);
+        backward_step<T, G>(p, now, before, sequence, unit, grad, grad_cell, recurrent);
+        grads[at] = grad;
         if (G == 4) grad_cells[at] = grad_cell;
-#pragma unroll
-        for (int g = 0; g < G; ++g) {
-          const int64_t to = row * width + g * hidden + unit;
-          *element<A>(p.grad_gates, to) = gate[g];
-          if (G == 3) *element<A>(p.grad_hidden_gates, to) = recurrent[g];
-        }
       }
 #pragma unroll
       for (int g = 0; g < G; ++g) {

@@ -103,20 +103,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Step before = step_before(p, now);
     for (int32_t i = threadIdx.x; i < size; i += kThreads) {
       const int32_t r = i / hidden, unit = i - r * hidden, sequence = first + r;
-      A own[G] = {}, recurrent[G] = {};
+      A recurrent[G] = {};
       if (sequence < now.count) {
-        const int64_t row = now.offset + sequence;
         A grad = grads[i], grad_cell = grad_cells[i];
-        if (p.grad_output != nullptr)
-          grad += to_compute(*element<T>(p.grad_output, row * p.grad_output_row + unit));
-        grads[i] = backward_unit<T, G>(p, now, before, sequence, unit, grad, grad_cell, own, recurrent);
+        backward_step<T, G>(p, now, before, sequence, unit, grad, grad_cell, recurrent);
+        grads[i] = grad;
         if (G == 4) grad_cells[i] = grad_cell;
-#pragma unroll
-        for (int g = 0; g < G; ++g) {
-          const int64_t to = row * width + g * hidden + unit;
-          *element<A>(p.grad_gates, to) = own[g];
-          if (G == 3) *element<A>(p.grad_hidden_gates, to) = recurrent[g];
-        }
       }
 #pragma unroll
       for (int g = 0; g < G; ++g) gates[r * width + g * hidden + unit] = recurrent[g];

@@ -115,4 +115,25 @@ __device__ Compute<T> backward_unit(const RecurrentLayerParams& p, const Step& n
   return direct;
 }
 
+// A sequence's unit in a step of backward: adds the gradient of its output, stores those of its gates, and
+// moves the gradients of its state and cell state on. hidden_gates: what goes through the recurrent products.
+template <typename T, int G>
+__device__ void backward_step(const RecurrentLayerParams& p, const Step& now, const Step& before,
+                              int32_t sequence, int32_t unit, Compute<T>& grad, Compute<T>& grad_cell,
+                              Compute<T> (&hidden_gates)[G]) {
+  using A = Compute<T>;
+  const int64_t row = now.offset + sequence;
+  A gates[G] = {}, given = grad;
+  if (p.grad_output != nullptr) {
+    given += to_compute(*element<T>(p.grad_output, row * p.grad_output_row + unit));
+  }
+  grad = backward_unit<T, G>(p, now, before, sequence, unit, given, grad_cell, gates, hidden_gates);
+#pragma unroll
+  for (int g = 0; g < G; ++g) {
+    const int64_t to = (row * G + g) * p.hidden + unit;
+    *element<A>(p.grad_gates, to) = gates[g];
+    if (G == 3) *element<A>(p.grad_hidden_gates, to) = hidden_gates[g];
+  }
+}
+
 }  // namespace d2lfast::cuda

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "../kernels/pool2d.h"
 #include "layout.h"
 
 namespace d2lfast::ops {
@@ -22,6 +23,23 @@ inline at::Tensor check_adaptive(const char* op, const at::Tensor& input, at::In
                 input.sizes(), " with dimension ", i, " being empty");
   }
   return batched(input);
+}
+
+// Dense tensors of the given layout, [N,C,H,W] and [N,C,OH,OW]: source and result, backward the other way
+// round.
+inline AdaptivePool2dParams adaptive_params(const at::Tensor& source, const at::Tensor& result,
+                                            int64_t* indices, bool forward, bool channels_last) {
+  const at::Tensor &image = forward ? source : result, &pooled = forward ? result : source;
+  return {source.const_data_ptr(),
+          result.mutable_data_ptr(),
+          indices,
+          image.size(0),
+          image.size(1),
+          image.size(2),
+          image.size(3),
+          pooled.size(2),
+          pooled.size(3),
+          channels_last};
 }
 
 }  // namespace d2lfast::ops

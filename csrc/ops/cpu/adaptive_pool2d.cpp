@@ -16,18 +16,7 @@ using Kernel = Pool2dKernel<AdaptivePool2dParams>;
 // Work is by planes, or by the rows (`rows`) or images (0) of a channels_last result.
 void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at::Tensor& result,
          int64_t* indices, bool forward, bool last, int64_t rows, DType dtype) {
-  const at::Tensor& image = forward ? source : result;
-  const at::Tensor& pooled = forward ? result : source;
-  const AdaptivePool2dParams params{source.const_data_ptr(),
-                                    result.mutable_data_ptr(),
-                                    indices,
-                                    image.size(0),
-                                    image.size(1),
-                                    image.size(2),
-                                    image.size(3),
-                                    pooled.size(2),
-                                    pooled.size(3),
-                                    last};
+  const AdaptivePool2dParams params = adaptive_params(source, result, indices, forward, last);
   const int64_t items = params.n * (last ? std::max<int64_t>(rows, 1) : params.c);
   if (items == 0) return;
   const auto& table = cpu::pool2d_adaptive_table();
@@ -35,7 +24,8 @@ void run(Kernel const (&kernels)[kNumDTypes], const at::Tensor& source, const at
   const int64_t scratch = sums_images ? params.h * params.w * (last ? params.c : 1)
                           : last      ? table.pixels_scratch(params.h, params.w, params.oh, params.ow)
                                       : table.scratch(params.w, params.oh, params.ow);
-  parallel_items(kernels[static_cast<int>(dtype)], params, items, image.numel() / items, scratch, dtype);
+  parallel_items(kernels[static_cast<int>(dtype)], params, items, (forward ? source : result).numel() / items,
+                 scratch, dtype);
 }
 
 }  // namespace

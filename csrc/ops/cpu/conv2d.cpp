@@ -5,6 +5,7 @@
 
 #include "../activation.h"
 #include "../allocate.h"
+#include "../conv2d_gradients.h"
 #include "../conv2d_tuning.h"
 #include "../layout.h"
 #include "../optional_tensor.h"
@@ -138,18 +139,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
     if (of_input != nullptr) wants_input = !compute_input(*of_input);
     if (of_weight != nullptr && compute_weight(*of_weight)) wants_weight = wants_bias = false;
   }
-  if (wants_input || wants_weight || wants_bias) {
-    const auto grads = aten({wants_input, wants_weight, wants_bias});
-    if (wants_input) grad_input = std::get<0>(grads);
-    if (wants_weight) grad_weight = std::get<1>(grads);
-    if (wants_bias) grad_bias = std::get<2>(grads);
-  }
-  if (grad_input.defined()) grad_input = like_batching_of(input, grad_input);
-  // The schema promises tensors; those that nobody asked for are empty.
-  for (at::Tensor* t : {&grad_input, &grad_weight, &grad_bias}) {
-    if (!t->defined()) *t = empty({0}, input.options());
-  }
-  return {grad_input, grad_weight, grad_bias};
+  return conv2d_gradients(input, {grad_input, grad_weight, grad_bias},
+                          {wants_input, wants_weight, wants_bias}, aten);
 }
 
 }  // namespace d2lfast::ops

@@ -156,15 +156,6 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
   return like_batching_of(grad_output, result);
 }
 
-namespace {
-
-int64_t divisor_of(std::optional<int64_t> divisor_override) {
-  TORCH_CHECK(!divisor_override.has_value() || *divisor_override != 0, "divisor must be not zero");
-  return divisor_override.value_or(0);
-}
-
-}  // namespace
-
 at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                           at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                           std::optional<int64_t> divisor_override) {
@@ -178,18 +169,7 @@ at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, 
   at::Tensor output = empty({s.n, s.c, s.oh, s.ow}, images.options().memory_format(format));
   if (output.numel() > 0) {
     const bool last = is_channels_last(format);
-    const AvgPool2dParams params{source.const_data_ptr(),
-                                 output.mutable_data_ptr(),
-                                 s.n,
-                                 s.c,
-                                 s.h,
-                                 s.w,
-                                 s.oh,
-                                 s.ow,
-                                 s.window,
-                                 count_include_pad,
-                                 divisor,
-                                 last};
+    const AvgPool2dParams params = average_params(source, output, s, count_include_pad, divisor, last);
     const auto& table = cpu::pool2d_average_table();
     const int64_t items = items_of(last, s.n, s.c, s.oh);
     parallel_items(table.forward[index_of(dtype)], params, items,
@@ -211,19 +191,8 @@ at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, at::IntArrayRe
   at::Tensor result = empty({s.n, s.c, s.h, s.w}, grad.options().memory_format(format));
   if (result.numel() > 0) {
     const bool last = is_channels_last(format);
-    const AvgPool2dParams params{grad.const_data_ptr(),
-                                 result.mutable_data_ptr(),
-                                 s.n,
-                                 s.c,
-                                 s.h,
-                                 s.w,
-                                 s.oh,
-                                 s.ow,
-                                 s.window,
-                                 count_include_pad,
-                                 divisor,
-                                 last,
-                                 exceeds_caches(result)};
+    AvgPool2dParams params = average_params(grad, result, s, count_include_pad, divisor, last);
+    params.stream = exceeds_caches(result);
     const auto& table = cpu::pool2d_average_table();
     const int64_t items = items_of(last, s.n, s.c, s.h);
     parallel_items(table.backward[index_of(dtype)], params, items, result.numel() / items * 2,

@@ -10,27 +10,6 @@ namespace d2lfast::ops {
 
 namespace {
 
-int64_t divisor_of(std::optional<int64_t> divisor_override) {
-  TORCH_CHECK(!divisor_override.has_value() || *divisor_override != 0, "divisor must be not zero");
-  return divisor_override.value_or(0);
-}
-
-AvgPool2dParams average_params(const at::Tensor& source, const at::Tensor& result, const Pool2dShape& s,
-                               bool count_include_pad, int64_t divisor, bool channels_last) {
-  return {source.const_data_ptr(),
-          result.mutable_data_ptr(),
-          s.n,
-          s.c,
-          s.h,
-          s.w,
-          s.oh,
-          s.ow,
-          s.window,
-          count_include_pad,
-          divisor,
-          channels_last};
-}
-
 at::Tensor avg_pool2d_cuda(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                            at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                            std::optional<int64_t> divisor_override) {
@@ -65,20 +44,6 @@ at::Tensor avg_pool2d_backward_cuda(const at::Tensor& grad_output, at::IntArrayR
   return like_batching_of(grad_output, result);
 }
 
-AdaptivePool2dParams adaptive_params(const at::Tensor& source, const at::Tensor& result, int64_t* indices,
-                                     const at::Tensor& image, const at::Tensor& pooled, bool channels_last) {
-  return {source.const_data_ptr(),
-          result.mutable_data_ptr(),
-          indices,
-          image.size(0),
-          image.size(1),
-          image.size(2),
-          image.size(3),
-          pooled.size(2),
-          pooled.size(3),
-          channels_last};
-}
-
 at::Tensor adaptive_avg_pool2d_cuda(const at::Tensor& input, at::IntArrayRef output_size) {
   const DeviceGuard guard(input.device());
   const at::Tensor images = check_adaptive("adaptive_avg_pool2d", input, output_size, false);
@@ -88,8 +53,7 @@ at::Tensor adaptive_avg_pool2d_cuda(const at::Tensor& input, at::IntArrayRef out
   const at::Tensor output = at::empty({images.size(0), images.size(1), output_size[0], output_size[1]},
                                       images.options().memory_format(format));
   C10_CUDA_CHECK(cuda::launch_adaptive_avg_pool2d(
-      adaptive_params(source, output, nullptr, source, output, is_channels_last(format)), dtype,
-      current_stream()));
+      adaptive_params(source, output, nullptr, true, is_channels_last(format)), dtype, current_stream()));
   return like_batching_of(input, output);
 }
 
@@ -109,7 +73,7 @@ at::Tensor adaptive_avg_pool2d_backward_cuda(const at::Tensor& grad_output, at::
     result.zero_();
   } else {
     C10_CUDA_CHECK(cuda::launch_adaptive_avg_pool2d_backward(
-        adaptive_params(grad, result, nullptr, result, grad, channels_last), dtype, current_stream()));
+        adaptive_params(grad, result, nullptr, false, channels_last), dtype, current_stream()));
   }
   return like_batching_of(grad_output, result);
 }
@@ -125,10 +89,9 @@ std::tuple<at::Tensor, at::Tensor> adaptive_max_pool2d_cuda(const at::Tensor& in
                                       images.options().memory_format(format));
   const at::Tensor indices =
       at::empty(output.sizes(), output.options().dtype(at::kLong).memory_format(format));
-  C10_CUDA_CHECK(
-      cuda::launch_adaptive_max_pool2d(adaptive_params(source, output, indices.mutable_data_ptr<int64_t>(),
-                                                       source, output, is_channels_last(format)),
-                                       dtype, current_stream()));
+  C10_CUDA_CHECK(cuda::launch_adaptive_max_pool2d(
+      adaptive_params(source, output, indices.mutable_data_ptr<int64_t>(), true, is_channels_last(format)),
+      dtype, current_stream()));
   return {like_batching_of(input, output), like_batching_of(input, indices)};
 }
 
@@ -146,7 +109,7 @@ at::Tensor adaptive_max_pool2d_backward_cuda(const at::Tensor& grad_output, cons
     result.zero_();
   } else {
     C10_CUDA_CHECK(cuda::launch_adaptive_max_pool2d_backward(
-        adaptive_params(grad, result, from.data_ptr<int64_t>(), result, grad, channels_last), dtype,
+        adaptive_params(grad, result, from.data_ptr<int64_t>(), false, channels_last), dtype,
         current_stream()));
   }
   return like_batching_of(grad_output, result);

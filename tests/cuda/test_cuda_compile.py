@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -117,3 +118,9 @@ def test_without_nvcc(tool, monkeypatch, capsys, ci, status):
     monkeypatch.setenv("CI", ci)
     assert tool.main() == status
     assert "no nvcc" in capsys.readouterr().out
+
+
+def test_floors_are_of_this_source():
+    """docs/cuda-floors.md is what its program writes: cases, algorithms and floors."""
+    program = [sys.executable, str(ROOT / "build_tools" / "cuda_floors.py"), "--check"]
+    assert subprocess.run(program).returncode == 0

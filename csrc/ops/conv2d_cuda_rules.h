@@ -11,9 +11,14 @@ namespace d2lfast::ops {
 
 inline bool cuda_direct_computes(const Conv2dShape& s) {
   constexpr int64_t kMaxTaps = 256, kMaxImage = int64_t{1} << 30;
-  const int64_t source = s.channels * s.height * s.width;
-  return s.cuda && s.kernel_h * s.kernel_w <= kMaxTaps && source <= kMaxImage &&
-         s.result_channels * s.result_height() * s.result_width() <= kMaxImage;
+  if (!s.cuda || s.kernel_h * s.kernel_w > kMaxTaps) return false;
+  const auto fits = [&](int64_t channels, int64_t height, int64_t width) {
+    // Counted in 32 bits: 4 pixels of a row by a channel (channels_last), and blocks of 256 pixels (NCHW).
+    const int64_t items = s.channels_last ? height * ((width + 3) / 4) : (height * width + 255) / 256;
+    return channels * height * width <= kMaxImage && s.batch * channels * items <= kMaxImage;
+  };
+  return fits(s.channels, s.height, s.width) &&
+         fits(s.result_channels, s.result_height(), s.result_width());
 }
 
 inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {
@@ -22,9 +27,9 @@ inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {
   return pass == Conv2dPass::kGradWeight ? channels * results <= 128 : channels <= 8 && results <= 64;
 }
 
-// F(4x4, 3x3) in float32, forward and data gradient. An image's tiles are numbered in 32 bits.
+// F(4x4, 3x3) in float32. An image's tiles are numbered in 32 bits.
 inline bool cuda_winograd_computes(const Conv2dShape& s, Conv2dPass pass) {
-  if (!s.cuda || s.groups != 1 || s.dtype != DType::kFloat32 || pass == Conv2dPass::kGradWeight) return false;
+  if (!s.cuda || s.groups != 1 || s.dtype != DType::kFloat32) return false;
   if (!s.is_3x3() || s.dilation[0] != 1 || s.dilation[1] != 1) return false;
   const auto [height, width] = s.plane(pass);
   constexpr int64_t kMost = int64_t{1} << 28;

@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+import d2lfast
+
 gpu = pytest.mark.skipif("D2LFAST_EMULATED_CUDA" not in os.environ, reason="needs the emulated GPU")
 pytestmark = gpu
 ops = torch.ops.d2lfast
@@ -195,13 +197,89 @@ def test_implicit_gemm_of_more_than_int32_elements():
     assert [grid for grid, *_ in made] == [(33 * 2**20 // 128, 1, 1)]
 
 
-WINOGRAD = ["Conv2dWinogradParams, int", *["Conv2dWinogradParams, d2lfast::cuda"] * 2]
+TILES = "Conv2dWinogradParams, d2lfast::cuda"
+
+
+RESIDUALS = {
+    "direct by 16 bytes": ("direct", (2, 8, 5, 6), (8, 1, 3, 3), 8),
+    "direct": ("direct", (2, 6, 5, 7), (9, 2, 3, 3), 3),
+    "implicit_gemm": ("implicit_gemm", (2, 16, 9, 8), (72, 16, 3, 3), 1),
+    "implicit_gemm of odd channels": ("implicit_gemm", (2, 8, 5, 6), (7, 8, 3, 3), 1),
+    "winograd by rows": ("winograd", (2, 5, 6, 8), (7, 5, 3, 3), 1),
+    "winograd": ("winograd", (2, 5, 6, 7), (7, 5, 3, 3), 1),
+}
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("name", RESIDUALS)
+def test_residual_in_the_epilogue(name, dtype, shift):
+    """activation(sum + bias + residual) in the launches of the convolution; small integers are exact."""
+    algorithm, shape, filters, groups = RESIDUALS[name]
+    if (algorithm == "winograd" and dtype != SINGLE) or (
+        algorithm == "implicit_gemm" and dtype == torch.float64
+    ):
+        pytest.skip("not of this algorithm")
+    weight = torch.randint(-1, 2, filters).to(dtype)
+    bias = torch.randint(-3, 4, filters[:1]).to(dtype)
+    n, _, h, w = shape
+    for layout in LAYOUTS:
+        input = torch.randint(-2, 3, shape).to(dtype).to(memory_format=layout)
+        flat = torch.randint(-4, 5, (n * filters[0] * h * w + shift,)).to(dtype)[shift:]
+        planar = layout is torch.contiguous_format
+        size = (n, filters[0], h, w) if planar else (n, h, w, filters[0])
+        residual = flat.view(size) if planar else flat.view(size).permute(0, 3, 1, 2)
+        made, outputs = {}, {}
+        for added in (None, residual):
+            leaf = None if added is None else added.requires_grad_()
+            with Launches() as made[added is None]:
+                arguments = (bias, [1, 1], [1, 1], [1, 1], groups, "relu", algorithm, leaf)
+                outputs[added is None] = ops.conv2d(input, weight, *arguments)
+        assert [kernel for *_, kernel in made[True]] == [kernel for *_, kernel in made[False]]
+        assert outputs[False].is_contiguous(memory_format=layout)
+        exact = residual.detach().double().requires_grad_()
+        plain = torch.nn.functional.conv2d(input.double(), weight.double(), bias.double(), 1, 1, 1, groups)
+        close = {"rtol": 1e-5, "atol": 1e-4} if algorithm == "winograd" else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(outputs[True], plain.relu().to(dtype), **close)
+        wanted = (plain + exact).relu()
+        torch.testing.assert_close(outputs[False], wanted.to(dtype), **close)
+        grad = torch.randn(wanted.shape).to(dtype)
+        if algorithm != "winograd":  # rounding moves results across zero
+            ours = torch.autograd.grad(outputs[False], residual, grad)[0]
+            assert torch.equal(ours.double(), torch.autograd.grad(wanted, exact, grad.double())[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_winograd_of_one_value_with_a_residual(layout):
+    """Tiles that are computed anew get it too."""
+    input = torch.randn(1, 3, 8, 9).to(memory_format=layout)
+    weight, residual = torch.randn(4, 3, 3, 3), torch.randn(1, 4, 8, 9)
+    input[0, 1, 3, 3] = float("inf")
+    arguments = ([1, 1], [1, 1], [1, 1], 1)
+    output = ops.conv2d(input, weight, None, *arguments, "none", "winograd", residual)
+    wanted = torch.nn.functional.conv2d(input.double(), weight.double(), None, *arguments) + residual
+    torch.testing.assert_close(output, wanted.float(), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("batch", "layout", "algorithm"),
+    [(2**14, True, "direct"), (2**15, True, "aten"), (2**18, False, "direct"), (2**25, False, "aten")],
+)
+def test_direct_convolution_counts_in_32_bits(batch, layout, algorithm):
+    """What its launches could not count is torch's, and no error."""
+    arguments = ("conv2d", (batch, 64, 64, 64), (64, 2, 3, 3))
+    names = d2lfast.explain(*arguments, padding=1, groups=32, dtype=HALF, device="cuda", channels_last=layout)
+    assert set(names.values()) == {algorithm}
+
+
+WINOGRAD = ["Conv2dWinogradParams, int", TILES, TILES]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("shift", [0, 1])
 def test_winograd(layout, shift):
-    """Filters, sources and results are transformed by a launch each; views off an access's boundary too."""
+    """A launch for each transform: of filters, sources and results; for the weight's gradient of sources,
+    gradients and filters. Views off an access's boundary too."""
     planar = layout is torch.contiguous_format
     flat = torch.randn(2 * 6 * 8 * 12 + shift)[shift:]
     input = flat.view(2, 6, 8, 12) if planar else flat.view(2, 8, 12, 6).permute(0, 3, 1, 2)
@@ -213,22 +291,56 @@ def test_winograd(layout, shift):
             output = ops.conv2d(*leaves, [1, 1], padding, [1, 1], 1, "relu", "winograd")
         assert all(kind in kernel for kind, (*_, kernel) in zip(WINOGRAD, made, strict=True))
         wanted = torch.nn.functional.conv2d(*exact, 1, padding).relu()
-        gradient = torch.randn(output.shape)
+        gradient = torch.randn(output.numel() + shift)[shift:].view(output.shape)
         with Launches() as made:
-            ours = torch.autograd.grad(output, leaves[:1], gradient)
-        assert all(kind in kernel for kind, (*_, kernel) in zip(WINOGRAD, made, strict=True))
-        theirs = torch.autograd.grad(wanted, exact[:1], gradient.double())
+            ours = torch.autograd.grad(output, leaves, gradient)
+        kinds = [*WINOGRAD, TILES, TILES, "Conv2dWinogradParams, int"]
+        assert all(kind in kernel for kind, (*_, kernel) in zip(kinds, made, strict=True))
+        theirs = torch.autograd.grad(wanted, exact, gradient.double())
         for mine, reference in zip((output, *ours), (wanted, *theirs), strict=True):
-            torch.testing.assert_close(mine.double(), reference, rtol=1e-5, atol=2e-5)
+            error = (mine.double() - reference).norm()
+            assert error <= 5e-6 * reference.norm()
 
 
 def test_winograd_takes_some_images_at_a_time():
-    input, weight = torch.randn(3, 2, 116, 88), torch.randn(512, 2, 3, 3)
+    input = torch.randn(3, 2, 116, 88, requires_grad=True)
+    weight = torch.randn(512, 2, 3, 3, requires_grad=True)
     with Launches() as made:
         output = ops.conv2d(input, weight, None, [1, 1], [1, 1], [1, 1], 1, "none", "winograd")
     assert len(made) == 1 + 2 * 2
+    gradient = torch.randn(output.shape)
+    with Launches() as made:
+        ours = torch.autograd.grad(output, weight, gradient)[0]
+    assert len(made) == 2 * 2 + 1
     wanted = torch.nn.functional.conv2d(input, weight, None, 1, 1)
     assert (output - wanted).norm() <= 5e-6 * wanted.norm()
+    theirs = torch.autograd.grad(wanted, weight, gradient)[0]
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_winograd_weight_gradient_of_one_value(layout):
+    """Infinity and NaN stay with the channels that have them, and what nearly overflows is exact."""
+    input, weight = torch.randn(3, 4, 9, 10), torch.randn(5, 4, 3, 3, requires_grad=True)
+    gradient = torch.randn(3, 5, 9, 10)
+    # Where the gradient meets padding, torch multiplies zeros by what is not finite.
+    inside, edge = (2, 3, 4, 4), (2, 3, 8, 9)
+    for tensor, place, value in (
+        *((input, (1, 2, 4, 4), value) for value in (float("inf"), float("nan"), 1e31)),
+        (gradient, inside, float("inf")),
+        (gradient, inside, float("nan")),
+        (gradient, edge, 1e31),
+    ):
+        before = tensor[place].item()
+        tensor[place] = value
+        arguments = (None, [1, 1], [1, 1], [1, 1])
+        x, grad = input.to(memory_format=layout), gradient.to(memory_format=layout)
+        output = ops.conv2d(x, weight, *arguments, 1, "none", "winograd")
+        ours = torch.autograd.grad(output, weight, grad)[0]
+        wanted = torch.nn.functional.conv2d(x.double(), weight.double(), *arguments)
+        theirs = torch.autograd.grad(wanted, weight, grad.double())[0]
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True)
+        tensor[place] = before
 
 
 def test_winograd_is_never_the_tables():
@@ -316,13 +428,148 @@ def test_recurrent_layers_by_their_size(processors, layer, algorithm, monkeypatc
 
 
 def test_nothing_is_launched_for_nothing():
-    empty = torch.empty(0, 3, 8, 8)
+    empty = torch.empty(0, 3, 8, 8, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, requires_grad=True)
+    channels = [torch.zeros(3), torch.ones(3)]
     with Launches() as made:
-        assert ops.max_pool2d(empty, [2, 2], [2, 2], [0, 0], [1, 1], False).shape == (0, 3, 4, 4)
-        assert ops.avg_pool2d(empty, [2, 2], [2, 2], [0, 0], False, True, None).shape == (0, 3, 4, 4)
-        assert ops.adaptive_avg_pool2d(empty, [1, 1]).shape == (0, 3, 1, 1)
-        assert ops.adaptive_max_pool2d(empty, [1, 1])[0].shape == (0, 3, 1, 1)
+        outputs = [
+            ops.max_pool2d(empty, [2, 2], [2, 2], [0, 0], [1, 1], False),
+            ops.avg_pool2d(empty, [2, 2], [2, 2], [0, 0], False, True, None),
+            ops.adaptive_avg_pool2d(empty, [4, 4]),
+            ops.adaptive_max_pool2d(empty, [4, 4])[0],
+            ops.batch_norm_act(empty, None, None, *channels, False, 0.1, 1e-5, "relu"),
+        ]
+        for algorithm in ("direct", "implicit_gemm", "winograd"):
+            outputs.append(ops.conv2d(empty, weight, None, [1, 1], [1, 1], [1, 1], 1, "relu", algorithm))
+        for output in outputs:
+            grads = torch.autograd.grad(output.sum(), (empty, weight), allow_unused=True)
+            assert grads[0].shape == empty.shape
+            assert grads[1] is None or not grads[1].any()
+    shapes = [(0, 3, 4, 4)] * 4 + [(0, 3, 8, 8)] + [(0, 4, 8, 8)] * 3
+    assert [output.shape for output in outputs] == shapes
     assert made == []
+
+
+@pytest.mark.parametrize(("mode", "gates"), [("tanh", 1), ("gru", 3), ("lstm", 4)])
+def test_no_recurrent_launch_for_no_sequences(mode, gates):
+    weights = [torch.randn(gates * 8, n, requires_grad=True) for n in (5, 8)]
+    hx = torch.zeros(1, 0, 8)
+    with Launches() as made:
+        arguments = (None, hx, hx if mode == "lstm" else None, weights, mode, False, False, False)
+        output = ops._recurrent_layer(torch.empty(3, 0, 5), *arguments)[0]
+        grads = torch.autograd.grad(output.sum(), weights)
+    assert output.shape == (3, 0, 8)
+    assert not any(grad.any() for grad in grads)
+    assert made == []
+
+
+@pytest.mark.parametrize("shift", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("groups", [8, 2])
+def test_direct_convolution_of_misaligned_tensors(groups, dtype, shift):
+    """Integers, whose sums are exact; input, weight, bias and gradient begin off a boundary."""
+
+    def misaligned(*shape):
+        flat = torch.randint(-2, 3, (torch.Size(shape).numel() + shift,)).to(dtype)
+        return flat[shift:].view(shape)
+
+    weight, bias = misaligned(8, 8 // groups, 3, 3).requires_grad_(), misaligned(8).requires_grad_()
+    for layout in LAYOUTS:
+        last = layout is torch.channels_last
+        input = misaligned(2, 5, 6, 8).permute(0, 3, 1, 2) if last else misaligned(2, 8, 5, 6)
+        leaves = (input.requires_grad_(), weight, bias)
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        output = ops.conv2d(*leaves, [1, 1], [1, 1], [1, 1], groups, "relu", "direct")
+        assert output.is_contiguous(memory_format=layout)
+        wanted = torch.nn.functional.conv2d(*exact, 1, 1, 1, groups).relu()
+        torch.testing.assert_close(output.double(), wanted, rtol=0, atol=0)
+        grad = misaligned(2, 5, 6, 8).permute(0, 3, 1, 2) if last else misaligned(2, 8, 5, 6)
+        ours = torch.autograd.grad(output, leaves, grad)
+        theirs = torch.autograd.grad(wanted, exact, grad.double())
+        for mine, reference in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine.double(), reference, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shift", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_batch_norm_of_misaligned_tensors(layout, activation, dtype, shift):
+    """One tensor at a time begins off a boundary, the others on one."""
+
+    def images(moved):
+        flat = torch.randn(4 * 16 * 8 * 8 + moved).to(dtype)[moved:]
+        planar = layout is torch.contiguous_format
+        return flat.view(4, 16, 8, 8) if planar else flat.view(4, 8, 8, 16).permute(0, 3, 1, 2)
+
+    for moved in range(3):
+        input, residual, grad = (images(shift if i == moved else 0) for i in range(3))
+        leaves = [tensor.requires_grad_() for tensor in (input, residual)]
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        statistics = [torch.zeros(16), torch.ones(16)]
+        arguments = (True, 0.1, 1e-5, activation)
+        output = ops.batch_norm_act(input, None, None, *statistics, *arguments, residual)
+        normal = torch.nn.functional.batch_norm(exact[0], None, None, None, None, True)
+        wanted = getattr(torch, activation)(normal + exact[1])
+        ours = (output, *torch.autograd.grad(output, leaves, grad))
+        theirs = (wanted, *torch.autograd.grad(wanted, exact, grad.double()))
+        close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 16 * torch.finfo(dtype).eps}
+        for mine, reference in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine.double(), reference, **close)
+
+
+@pytest.mark.parametrize("shared_bytes", ["3000", ""])
+@pytest.mark.parametrize(("mode", "gates"), [("tanh", 1), ("gru", 3), ("lstm", 4)])
+def test_recurrent_layers_of_misaligned_tensors(mode, gates, shared_bytes, monkeypatch):
+    """In one block and, with little shared memory, in several."""
+    if shared_bytes:
+        monkeypatch.setenv("D2LFAST_EMULATED_SHARED_BYTES", shared_bytes)
+
+    def misaligned(*shape):
+        return (0.5 * torch.randn(torch.Size(shape).numel() + 1))[1:].view(shape)
+
+    hidden, cell = 32 if mode == "tanh" else 16, mode == "lstm"
+    states = [misaligned(1, 3, hidden).requires_grad_() for _ in range(1 + cell)]
+    leaves = [*states, *(misaligned(gates * hidden, n).requires_grad_() for n in (5, hidden))]
+    leaves += [misaligned(gates * hidden).requires_grad_() for _ in range(2)]
+    input, grad = misaligned(4, 3, 5), misaligned(4, 3, hidden)
+    with Launches() as made:
+        weights = leaves[1 + cell :]
+        arguments = (None, leaves[0], leaves[1] if cell else None, weights, mode, True, False, False)
+        output = ops._recurrent_layer(input, *arguments)[0]
+    assert ["GridShare" in kernel for *_, kernel in made] == [bool(shared_bytes)]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    native = {"tanh": torch.rnn_tanh, "gru": torch.gru, "lstm": torch.lstm}[mode]
+    state = tuple(exact[:2]) if cell else exact[0]
+    wanted = native(input.double(), state, exact[1 + cell :], True, 1, 0.0, False, False, False)[0]
+    ours = (output, *torch.autograd.grad(output, leaves, grad))
+    theirs = (wanted, *torch.autograd.grad(wanted, exact, grad.double()))
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_recurrent_cells_of_misaligned_tensors(kind):
+    cell = getattr(torch.nn, kind)(5, 9).double()
+    wanted_state = [torch.randn(3, 9).double() for _ in range(2 if kind == "LSTMCell" else 1)]
+    input = torch.randn(3 * 5 + 1)[1:].view(3, 5)
+    parameters = []
+    for tensor in (*wanted_state, *cell.parameters()):
+        moved = torch.empty(tensor.numel() + 1)[1:].view(tensor.shape)
+        parameters.append(moved.copy_(tensor.detach()).requires_grad_())
+    states = len(wanted_state)
+    exact = [tensor.detach().double().requires_grad_() for tensor in parameters]
+    own = parameters[:states] if states == 2 else [parameters[0]]
+    op = {"RNNCell": ops.rnn_cell, "GRUCell": ops.gru_cell, "LSTMCell": ops.lstm_cell}[kind]
+    native = {"RNNCell": torch.rnn_tanh_cell, "GRUCell": torch.gru_cell, "LSTMCell": torch.lstm_cell}[kind]
+    output = op(input, *own, *parameters[states:], *(("tanh",) if states == 1 and "RNN" in kind else ()))
+    state = tuple(exact[:2]) if states == 2 else exact[0]
+    wanted = native(input.double(), state, *exact[states:])
+    output, wanted = (value[0] if isinstance(value, tuple) else value for value in (output, wanted))
+    ours = (output, *torch.autograd.grad(output.sum(), parameters))
+    theirs = (wanted, *torch.autograd.grad(wanted.sum(), exact))
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 3, 4, 8])

@@ -19,8 +19,9 @@ struct Conv2dDirectParams {
   const void* source;  // [N,G*C,...]
   // NCHW: [G,M,C,taps], channels_last: [taps,C,G*M]
   const void* weight;
-  const void* bias;  // [G*M] or null
-  void* result;      // [N,G*M,...], written once
+  const void* bias;      // [G*M] or null
+  const void* residual;  // as the result, added before the activation, or null
+  void* result;          // [N,G*M,...], written once
   Activation activation;
   int64_t batch;
   int32_t groups, source_channels, result_channels;  // C and M, of one group
@@ -42,10 +43,11 @@ struct Conv2dWeightParams {
 // Dense, channels_last, with channels in multiples of 16 bytes. float32 is exact, or rounded to TF32 with
 // `tf32`. Transposed, the data gradient: the source is the gradient of the output.
 struct Conv2dImplicitParams {
-  const void* source;  // [N,H,W,C]
-  const void* weight;  // [O,KH,KW,C]
-  const void* bias;    // [O] or null
-  void* result;        // [N,OH,OW,O], written once
+  const void* source;    // [N,H,W,C]
+  const void* weight;    // [O,KH,KW,C]
+  const void* bias;      // [O] or null
+  const void* residual;  // as the result, added before the activation, or null
+  void* result;          // [N,OH,OW,O], written once
   Activation activation;
   int64_t batch;
   int32_t source_channels, result_channels;

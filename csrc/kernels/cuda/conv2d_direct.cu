@@ -67,13 +67,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
   }
   if (!inside) return;
-  T* result = static_cast<T*>(p.result) +
-              ((image * p.groups + group) * p.result_channels + first) * static_cast<int64_t>(pixels) + pixel;
+  int64_t at =
+      ((image * p.groups + group) * p.result_channels + first) * static_cast<int64_t>(pixels) + pixel;
 #pragma unroll
-  for (int m = 0; m < kChannels; ++m) {
+  for (int m = 0; m < kChannels; ++m, at += pixels) {
     if (first + m >= p.result_channels) break;
-    const A value = sum[m] + bias_of<T>(p.bias, group * p.result_channels + first + m);
-    result[static_cast<int64_t>(m) * pixels] = from_compute<T>(activate(value, p.activation));
+    const A value = sum[m] + bias_of<T>(p.bias, group * p.result_channels + first + m) +
+                    to_compute(residual_of<1, T>(p.residual, at).lane[0]);
+    static_cast<T*>(p.result)[at] = from_compute<T>(activate(value, p.activation));
   }
 }
 
@@ -125,18 +126,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         }
       }
     }
-    T* result = static_cast<T*>(p.result) +
-                ((static_cast<int64_t>(rest) * p.h.result + row) * p.w.result + column) * result_width +
-                channel;
+    int64_t at =
+        ((static_cast<int64_t>(rest) * p.h.result + row) * p.w.result + column) * result_width + channel;
 #pragma unroll
-    for (int i = 0; i < kPixels; ++i) {
+    for (int i = 0; i < kPixels; ++i, at += result_width) {
       if (column + i >= p.w.result) break;
-      Vector<T, V> done;
+      Vector<T, V> done = residual_of<V, T>(p.residual, at);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        done.lane[v] = from_compute<T>(activate(sum[i][v] + bias_of<T>(p.bias, channel + v), p.activation));
+        const A value = sum[i][v] + bias_of<T>(p.bias, channel + v) + to_compute(done.lane[v]);
+        done.lane[v] = from_compute<T>(activate(value, p.activation));
       }
-      store(result + i * static_cast<int64_t>(result_width), done);
+      store(static_cast<T*>(p.result) + at, done);
     }
   }
 }
@@ -219,7 +220,8 @@ cudaError_t launch_direct(const Conv2dDirectParams& p, cudaStream_t stream) {
   constexpr int V = kVectorWidth<T>;
   if (p.channels_last) {
     const bool depthwise = p.source_channels == 1 && p.result_channels == 1 && p.groups % V == 0;
-    return depthwise && aligned(p.source, 16) && aligned(p.weight, 16) && aligned(p.result, 16)
+    return depthwise && aligned(p.source, 16) && aligned(p.weight, 16) && aligned(p.result, 16) &&
+                   aligned(p.residual, 16)
                ? launch_pixels<T, V, kTransposed>(p, stream)
                : launch_pixels<T, 1, kTransposed>(p, stream);
   }

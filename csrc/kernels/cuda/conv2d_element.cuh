@@ -25,4 +25,10 @@ __device__ Compute<T> bias_of(const void* bias, int32_t channel) {
   return bias == nullptr ? Compute<T>(0) : to_compute(static_cast<const T*>(bias)[channel]);
 }
 
+// V neighbours of the residual, or zeros.
+template <int V, typename T>
+__device__ Vector<T, V> residual_of(const void* residual, int64_t at) {
+  return residual == nullptr ? Vector<T, V>{} : load<V>(static_cast<const T*>(residual) + at);
+}
+
 }  // namespace d2lfast::cuda

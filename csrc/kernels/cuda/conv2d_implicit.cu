@@ -145,19 +145,24 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     const int32_t h = pixel.row * items.row_phases + row_phase;
     const int32_t w = pixel.column * items.column_phases + column_phase;
     if (h >= p.h.result || w >= p.w.result) continue;
-    T* result = static_cast<T*>(p.result) +
-                ((pixel.image * p.h.result + h) * p.w.result + w) * static_cast<int64_t>(p.result_channels);
+    const int64_t first =
+        ((pixel.image * p.h.result + h) * p.w.result + w) * static_cast<int64_t>(p.result_channels);
+    T* result = static_cast<T*>(p.result) + first;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int32_t channel = first_channel + at.column + j * 8 + 2 * at.t;
-      Vector<T, 2> both;
+      const bool pairs = channel + 1 < p.result_channels && p.result_channels % 2 == 0;
+      Vector<T, 2> both{};
+      if (pairs) both = residual_of<2, T>(p.residual, first + channel);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (channel + half >= p.result_channels) continue;
-        const float value = sum[i / 2][j][i % 2 * 2 + half] + bias_of<T>(p.bias, channel + half);
+        if (!pairs) both.lane[half] = residual_of<1, T>(p.residual, first + channel + half).lane[0];
+        const float value = sum[i / 2][j][i % 2 * 2 + half] + bias_of<T>(p.bias, channel + half) +
+                            to_compute(both.lane[half]);
         both.lane[half] = from_compute<T>(activate(value, p.activation));
       }
-      if (channel + 1 < p.result_channels && p.result_channels % 2 == 0) {
+      if (pairs) {
         store(result + channel, both);
         continue;
       }
@@ -174,7 +179,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 cudaError_t launch_conv2d_implicit(const Conv2dImplicitParams& p, DType dtype, cudaStream_t stream) {
   const int32_t size = dtype == DType::kFloat32 ? 4 : 2;
   if (dtype == DType::kFloat64 || p.source_channels % (16 / size) != 0 || !aligned(p.source, 16) ||
-      !aligned(p.weight, 16) || !aligned(p.result, 2 * size)) {
+      !aligned(p.weight, 16) || !aligned(p.result, 2 * size) || !aligned(p.residual, 2 * size)) {
     return cudaErrorInvalidValue;
   }
   ImplicitItems items;

@@ -9,9 +9,11 @@
 
 #include "../../kernels/cuda/conv2d.h"
 #include "../activation.h"
+#include "../conv2d_gradients.h"
 #include "../dtype.h"
 #include "../layout.h"
 #include "../optional_tensor.h"
+#include "conv2d_epilogue.h"
 #include "conv2d_winograd.h"
 #include "runtime.h"
 
@@ -34,7 +36,7 @@ cuda::Conv2dAxis axis_of(const Conv2dShape& s, int i, bool transposed) {
 
 // The forward convolution, or its data gradient: `source` to `result`, of the layout of `result`.
 void run_direct(const Conv2dShape& s, const at::Tensor& input, const at::Tensor& weight,
-                const at::Tensor* bias, Activation activation, bool transposed, const at::Tensor& result) {
+                const Conv2dEpilogue& epilogue, bool transposed, const at::Tensor& result) {
   const auto format = layout_of(result);
   const bool last = is_channels_last(format);
   const at::Tensor source = input.contiguous(format);
@@ -42,12 +44,13 @@ void run_direct(const Conv2dShape& s, const at::Tensor& input, const at::Tensor&
   at::Tensor packed = weight.reshape({s.groups, outputs, inputs, s.kernel_h * s.kernel_w});  // [G,M,C,taps]
   if (transposed) packed = packed.transpose(1, 2);
   packed = (last ? packed.permute({3, 2, 0, 1}) : packed).contiguous();
-  const at::Tensor offsets = bias != nullptr ? bias->contiguous() : at::Tensor();
+  at::Tensor bias, residual;
   const cuda::Conv2dDirectParams params{source.const_data_ptr(),
                                         packed.const_data_ptr(),
-                                        bias != nullptr ? offsets.const_data_ptr() : nullptr,
+                                        operand_pointer(epilogue.bias, at::MemoryFormat::Contiguous, bias),
+                                        operand_pointer(epilogue.residual, format, residual),
                                         result.mutable_data_ptr(),
-                                        activation,
+                                        epilogue.activation,
                                         s.batch,
                                         narrow(s.groups),
                                         narrow(transposed ? outputs : inputs),
@@ -73,19 +76,21 @@ at::Tensor pixels_of(const at::Tensor& tensor) {
 }
 
 void run_implicit(const Conv2dShape& s, const at::Tensor& input, const at::Tensor& weight,
-                  const at::Tensor* bias, Activation activation, bool transposed, const at::Tensor& result) {
+                  const Conv2dEpilogue& epilogue, bool transposed, const at::Tensor& result) {
   const at::Tensor source = pixels_of(input);
   const at::Tensor packed = pixels_of(transposed ? weight.transpose(0, 1) : weight);
-  const at::Tensor offsets = bias != nullptr ? bias->contiguous() : at::Tensor();
+  const at::Tensor added = epilogue.residual != nullptr ? pixels_of(*epilogue.residual) : at::Tensor();
+  at::Tensor bias;
   const bool last = is_channels_last(layout_of(result));
   const at::Tensor target =
       last ? result
            : at::empty(result.sizes(), result.options().memory_format(at::MemoryFormat::ChannelsLast));
   const cuda::Conv2dImplicitParams params{source.const_data_ptr(),
                                           packed.const_data_ptr(),
-                                          bias != nullptr ? offsets.const_data_ptr() : nullptr,
+                                          operand_pointer(epilogue.bias, at::MemoryFormat::Contiguous, bias),
+                                          added.defined() ? added.const_data_ptr() : nullptr,
                                           target.mutable_data_ptr(),
-                                          activation,
+                                          epilogue.activation,
                                           s.batch,
                                           narrow(transposed ? s.result_channels : s.channels),
                                           narrow(transposed ? s.channels : s.result_channels),
@@ -165,6 +170,18 @@ at::Tensor direct_weight_gradient(const Conv2dShape& s, const at::Tensor& gradie
   return result.copy_(total);
 }
 
+at::Tensor weight_gradient(Conv2dAlgorithm algorithm, const Conv2dShape& s, const at::Tensor& gradient,
+                           const at::Tensor& input, const at::Tensor& weight, at::MemoryFormat format) {
+  switch (algorithm) {
+    case Conv2dAlgorithm::kWinograd:
+      return cuda_winograd_weight_gradient(s, gradient, input, weight, format);
+    case Conv2dAlgorithm::kDirect:
+      return direct_weight_gradient(s, gradient, input, weight, format);
+    default:
+      return implicit_weight_gradient(s, gradient, input, weight);
+  }
+}
+
 Conv2dShape cuda_shape(const at::Tensor& input, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
                        at::IntArrayRef dilation, int64_t groups) {
@@ -194,12 +211,11 @@ at::Tensor conv2d_cuda(const at::Tensor& input, const at::Tensor& weight,
                 images.options().memory_format(conv2d_layout(images, weight)));
   const at::Tensor added = conv2d_residual(input, residual, output);
   if (output.numel() > 0) {
-    const at::Tensor* offsets = given(bias) ? &*bias : nullptr;
-    convolution_of(algorithm)(shape, images, weight, offsets,
-                              added.defined() ? Activation::kNone : activation, false, output);
+    const Conv2dEpilogue epilogue{given(bias) ? &*bias : nullptr, added.defined() ? &added : nullptr,
+                                  activation};
+    convolution_of(algorithm)(shape, images, weight, epilogue, false, output);
   }
-  if (!added.defined()) return like_batching_of(input, output);
-  return like_batching_of(input, apply_activation(output.add_(added), activation));
+  return like_batching_of(input, output);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cuda(
@@ -223,33 +239,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cuda(
   const auto input_algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kGradInput, requested);
   if (wants_input && !empty && input_algorithm != Conv2dAlgorithm::kAten) {
     grad_input = at::empty(images.sizes(), images.options().memory_format(format));
-    convolution_of(input_algorithm)(shape, grad, weight, nullptr, Activation::kNone, true, grad_input);
+    convolution_of(input_algorithm)(shape, grad, weight, {}, true, grad_input);
     wants_input = false;
   }
   const auto weight_algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, requested);
   if ((wants_weight || wants_bias) && !empty && weight_algorithm != Conv2dAlgorithm::kAten) {
-    if (wants_weight) {
-      grad_weight = weight_algorithm == Conv2dAlgorithm::kDirect
-                        ? direct_weight_gradient(shape, grad, images, weight, format)
-                        : implicit_weight_gradient(shape, grad, images, weight);
-    }
+    if (wants_weight) grad_weight = weight_gradient(weight_algorithm, shape, grad, images, weight, format);
     if (wants_bias) grad_bias = at::sum(grad, {0, 2, 3});
     wants_weight = wants_bias = false;
   }
-  if (wants_input || wants_weight || wants_bias) {
-    const auto grads = at::convolution_backward(grad, images, weight, at::IntArrayRef{shape.result_channels},
-                                                stride, padding, dilation, false, {0, 0}, groups,
-                                                {wants_input, wants_weight, wants_bias});
-    if (wants_input) grad_input = std::get<0>(grads);
-    if (wants_weight) grad_weight = std::get<1>(grads);
-    if (wants_bias) grad_bias = std::get<2>(grads);
-  }
-  if (grad_input.defined()) grad_input = like_batching_of(input, grad_input);
-  // The schema promises tensors; those that nobody asked for are empty.
-  for (at::Tensor* t : {&grad_input, &grad_weight, &grad_bias}) {
-    if (!t->defined()) *t = at::empty({0}, input.options());
-  }
-  return {grad_input, grad_weight, grad_bias};
+  return conv2d_gradients(input, {grad_input, grad_weight, grad_bias},
+                          {wants_input, wants_weight, wants_bias}, [&](std::array<bool, 3> mask) {
+                            return at::convolution_backward(grad, images, weight,
+                                                            at::IntArrayRef{shape.result_channels}, stride,
+                                                            padding, dilation, false, {0, 0}, groups, mask);
+                          });
 }
 
 }  // namespace

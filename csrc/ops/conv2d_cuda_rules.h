@@ -17,8 +17,7 @@ inline bool cuda_direct_computes(const Conv2dShape& s) {
     const int64_t items = s.channels_last ? height * ((width + 3) / 4) : (height * width + 255) / 256;
     return channels * height * width <= kMaxImage && s.batch * channels * items <= kMaxImage;
   };
-  return fits(s.channels, s.height, s.width) &&
-         fits(s.result_channels, s.result_height(), s.result_width());
+  return fits(s.channels, s.height, s.width) && fits(s.result_channels, s.result_height(), s.result_width());
 }
 
 inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {

@@ -69,6 +69,25 @@ def test_launches(library):
     on_emulated_gpu(library, "-m", "pytest", "cuda/launches.py")
 
 
+def test_far_end(library):
+    on_emulated_gpu(library, "-m", "pytest", "cuda/far_end.py")
+
+
+def test_far_end_of_kernels(library, tmp_path):
+    """Winograd's transforms and the recurrent kernels, whose operators multiply matrices of that size."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    program = tmp_path / "far_end"
+    kernels = [
+        str(Path(library).parent / f"{name}.kernel.o")
+        for name in ("conv2d_winograd", "recurrent", "recurrent_grid", "recurrent_layer")
+    ]
+    command = [*compiler, "-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-I"]
+    command += [str(HERE / "emulation"), str(HERE / "emulation" / "far_end.cpp"), *kernels]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    run = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 FAULTS = {
     "race": "races with a write",
     "overwrite": "races with a read",
@@ -86,6 +105,7 @@ FAULTS = {
     "correct": "ran",
     "cooperative": "ran",
     "results": "right",
+    "no guard": "outside a device guard",
 }
 
 

@@ -5,6 +5,7 @@
 
 #include "../../../csrc/kernels/cuda/vector.cuh"
 #include "grid.h"
+#include "guards.h"
 
 // The names of csrc/kernels/cuda/device.cuh on a CPU.
 
@@ -157,8 +158,11 @@ void wait_async() {
 using LaunchShape = emulation::Launch;
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t,
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                    Arguments... arguments) {
+  if (Grid::get().guarded && (emulation::guards == 0 || stream != emulation::current_stream())) {
+    Grid::get().fail("a launch outside a device guard and its stream");
+  }
   const std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
   Grid::get().run(shape, typeid(kernel).name(), [&] { std::apply(kernel, values); });
   return cudaSuccess;

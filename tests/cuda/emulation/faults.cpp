@@ -116,4 +116,6 @@ int main() {
   expect("cooperative", across_blocks, {3, 64, 0, true});
   for (int i = 0; i < 192; ++i) right = right && memory[i] == 2 - i / 64;
   std::printf("results: %s\n", right ? "right" : "wrong");
+  Grid::get().guarded = true;
+  expect("no guard", correct, {1, 64});
 }

@@ -41,6 +41,7 @@ struct Rendezvous {
 };
 
 constexpr int kWarp = 32;
+constexpr int64_t kFarBlocks = 256;
 
 struct Warp {
   Rendezvous barrier;
@@ -92,9 +93,10 @@ class Grid {
     shape = launch;
     const int64_t blocks = int64_t{1} * launch.grid.x * launch.grid.y * launch.grid.z;
     const int64_t together = launch.cooperative ? blocks : 1;
+    const int64_t least = far && !launch.cooperative && blocks > kFarBlocks ? blocks - 1 : 0;
     try {
       // From the last block to the first: no result may depend on the order.
-      for (int64_t end = blocks; end > 0; end -= together) run_blocks(end - together, end, body);
+      for (int64_t end = blocks; end > least; end -= together) run_blocks(end - together, end, body);
     } catch (...) {
       running_ = false;
       current = nullptr;
@@ -136,6 +138,8 @@ class Grid {
   Launch shape;
   Thread* current = nullptr;
   bool recording = false, dry = false;  // dry: launches are checked, but not run
+  bool far = false;                     // of launches of many blocks only the last runs
+  bool guarded = false;                 // launches go to the stream of a device guard
   std::vector<Record> records;
 
  private:

@@ -85,10 +85,12 @@ struct FencedAllocator final : c10::Allocator {
 const bool installed = [] {
   static FencedAllocator allocator;
   c10::SetCPUAllocator(&allocator, 255);
+  emulation::Grid::get().guarded = true;
   return true;
 }();
 
-// "record": keep launches; "dry": keep and do not run; "run": run only. Returns the launches kept so far, a
+// "record": keep launches; "dry": keep and do not run; "far": keep, and of launches of more than kFarBlocks
+// run the last block only, which has the last elements; "run": run only. Returns the launches kept so far, a
 // line of grid, block, bytes of shared memory and the kernel's type for each, and forgets them.
 std::string control(std::string_view mode) {
   auto& grid = emulation::Grid::get();
@@ -104,6 +106,7 @@ std::string control(std::string_view mode) {
   grid.records.clear();
   grid.recording = mode != "run";
   grid.dry = mode == "dry";
+  grid.far = mode == "far";
   return text;
 }
 

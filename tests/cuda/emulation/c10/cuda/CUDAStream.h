@@ -1,7 +1,7 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include "../../guards.h"
 
 namespace c10::cuda {
-inline cudaStream_t getCurrentCUDAStream() { return nullptr; }
+inline cudaStream_t getCurrentCUDAStream() { return emulation::current_stream(); }
 }  // namespace c10::cuda

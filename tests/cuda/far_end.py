@@ -1,0 +1,201 @@
+"""Tensors of more than 2^31 elements on the emulated GPU, which test_emulation.py starts this with.
+
+Memory is what is touched: tensors are zero but for their ends, and of each launch only the last block runs,
+whose threads go through the whole tensor where the grid is smaller than it. Sizes are powers of two, so that
+the last block has the last elements.
+"""
+
+import pytest
+import torch
+from launches import LAYOUTS, Launches, gpu
+
+pytestmark = gpu
+ops = torch.ops.d2lfast
+HALF = torch.float16
+SHAPE = (2**14, 64, 64, 64)  # 2^32 elements
+BLOCK = 256
+
+
+def ended(shape, layout, images=1):
+    """A tensor of zeros, and normal numbers in the last images."""
+    tensor = torch.empty(shape, dtype=HALF, memory_format=layout)
+    tensor[-images:] = torch.randn(images, *shape[1:])
+    return tensor
+
+
+def end_of(tensor, layout, count=BLOCK):
+    """The last elements in the order of memory."""
+    order = (0, 1, 2, 3) if layout is torch.contiguous_format else (0, 2, 3, 1)
+    return tensor.detach().permute(order).flatten()[-count:].clone()
+
+
+def compare(tensor, wanted, layout, count=BLOCK, **tolerances):
+    """The ends of a tensor and of what its last images should be."""
+    assert tensor.is_contiguous(memory_format=layout)
+    ours, exact = end_of(tensor, layout, count), end_of(wanted, layout, count)
+    assert ours.count_nonzero() > count // 8
+    torch.testing.assert_close(ours, exact.to(ours.dtype), **tolerances)
+
+
+def gradient(output, inputs, grad):
+    with Launches("far") as made:
+        grads = torch.autograd.grad(output, inputs, grad)
+    assert made
+    return grads
+
+
+POOLS = {
+    "max_pool2d": (([2, 2], [2, 2], [0, 0], [1, 1], False), lambda x: torch.nn.functional.max_pool2d(x, 2)),
+    "avg_pool2d": (
+        ([2, 2], [2, 2], [0, 0], False, True, None),
+        lambda x: torch.nn.functional.avg_pool2d(x, 2),
+    ),
+    "adaptive_avg_pool2d": (([32, 32],), lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 32)),
+    "adaptive_max_pool2d": (([32, 32],), lambda x: torch.nn.functional.adaptive_max_pool2d(x, 32)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("op", POOLS)
+def test_pooling(op, layout):
+    arguments, reference = POOLS[op]
+    input = ended(SHAPE, layout).requires_grad_()
+    leaf = input.detach()[-1:].clone(memory_format=torch.preserve_format).requires_grad_()
+    with Launches("far") as made:
+        output = getattr(ops, op)(input, *arguments)
+    output = output[0] if isinstance(output, tuple) else output
+    assert [grid for grid, *_ in made] == [(2**16, 1, 1)]
+    wanted = reference(leaf)
+    compare(output, wanted, layout)
+    grad = ended(output.shape, layout)
+    theirs = torch.autograd.grad(wanted, leaf, grad[-1:])[0]
+    compare(gradient(output, input, grad)[0], theirs, layout)
+
+
+def test_means_of_planes():
+    input = ended(SHAPE, torch.contiguous_format)
+    with Launches("far"):
+        output = ops.adaptive_avg_pool2d(input, [1, 1])
+    wanted = input[-1, -8:].float().mean((1, 2)).half()
+    torch.testing.assert_close(output[-1, -8:].flatten(), wanted)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_batch_norm(layout, training, residual):
+    """Channels of 4096 elements, whose statistics one block computes."""
+    channels, own = 2**20, 1 if layout is torch.contiguous_format else 256
+    shape = (64, channels, 8, 8)
+
+    def of_last_channels():
+        tensor = torch.empty(shape, dtype=HALF, memory_format=layout)
+        tensor[:, -own:] = torch.randn(64, own, 8, 8)
+        return tensor.requires_grad_()
+
+    input, added = of_last_channels(), of_last_channels() if residual else None
+    statistics = [torch.full((channels,), value) for value in (0.25, 2.0)]
+    arguments = (training, 0.1, 1e-5)
+    leaves = [
+        tensor.detach()[:, -own:].float().requires_grad_() for tensor in (input, added) if tensor is not None
+    ]
+    kept = [value[-own:].clone() for value in statistics]
+    with Launches("far") as made:
+        output = ops.batch_norm_act(input, None, None, *statistics, *arguments, "relu", added)
+    assert len(made) == (3 if training else 2)
+    wanted = torch.nn.functional.batch_norm(leaves[0], *kept, None, None, *arguments)
+    wanted = (wanted + leaves[1] if residual else wanted).relu()
+    for ours, theirs in zip(statistics, kept):
+        torch.testing.assert_close(ours[-own:], theirs)
+    # The last plane; in columns the last pixels of the last channels.
+    count = 64 if own == 1 else 256
+
+    def check(ours, theirs):
+        ours, theirs = ours.detach()[-1:, -own:], theirs.detach()[-1:]
+        compare(ours.clone(memory_format=torch.preserve_format).contiguous(memory_format=layout), theirs,
+                layout, count, atol=2e-3, rtol=2e-3)  # fmt: skip
+
+    check(output, wanted)
+    if training and residual:
+        return  # Backward's sums read the bits of elements whose blocks did not run.
+    grad = of_last_channels().detach()
+    inputs = [tensor for tensor in (input, added) if tensor is not None]
+    theirs = torch.autograd.grad(wanted, leaves, grad[:, -own:].float())
+    for mine, exact in zip(gradient(output, inputs, grad), theirs, strict=True):
+        check(mine, exact)
+
+
+CLOSE = {"atol": 2e-2, "rtol": 2e-3}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("groups", [64, 32])
+def test_direct_convolution(groups, layout):
+    """Depthwise by 16 bytes of channels, and by single ones."""
+    input = ended(SHAPE, layout).requires_grad_()
+    weight = torch.randn(64, 64 // groups, 3, 3).half().to(memory_format=layout)
+    arguments = (None, [1, 1], [1, 1], [1, 1])
+    with Launches("far") as made:
+        output = ops.conv2d(input, weight, *arguments, groups, "none", "direct")
+    assert ["Conv2dDirectParams" in kernel for *_, kernel in made] == [True]
+    leaf = input.detach()[-1:].float().requires_grad_()
+    wanted = torch.nn.functional.conv2d(leaf, weight.float(), *arguments, groups)
+    compare(output, wanted, layout, **CLOSE)
+    grad = ended(output.shape, layout)
+    theirs = torch.autograd.grad(wanted, leaf, grad[-1:].float())[0]
+    compare(gradient(output, input, grad)[0], theirs, layout, **CLOSE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_direct_weight_gradient(layout):
+    """Channels of 256 elements, whose gradient one block computes."""
+    channels = 2**24
+    input, grad = (torch.empty((4, channels, 8, 8), dtype=HALF, memory_format=layout) for _ in range(2))
+    for tensor in (input, grad):
+        tensor[:, -32:] = torch.randn(4, 32, 8, 8)
+    weight = torch.zeros(channels, 1, 1, 1, dtype=HALF, requires_grad=True)
+    with Launches("dry"):
+        output = ops.conv2d(input, weight, None, [1, 1], [0, 0], [1, 1], channels, "none", "direct")
+    own = 1 if layout is torch.contiguous_format else 32
+    ours = gradient(output, weight, grad)[0][-own:].flatten()
+    wanted = (input[:, -own:].float() * grad[:, -own:].float()).sum((0, 2, 3))
+    torch.testing.assert_close(ours, wanted.half(), **CLOSE)
+
+
+LAST = torch.channels_last
+
+
+def test_implicit_gemm():
+    input = ended(SHAPE, LAST)
+    weight = torch.randn(8, 64, 3, 3).half()
+    arguments = (None, [1, 1], [1, 1], [1, 1])
+    with Launches("far") as made:
+        output = ops.conv2d(input, weight, *arguments, 1, "relu", "implicit_gemm")
+    assert [grid for grid, *_ in made] == [(2**26 // 128, 1, 1)]
+    wanted = torch.nn.functional.conv2d(input[-1:].float(), weight.float(), *arguments).relu()
+    compare(output, wanted, LAST, 128 * 8, atol=3e-2, rtol=2e-3)
+
+
+def test_implicit_gemm_data_gradient():
+    with Launches("dry"):
+        input = torch.empty(SHAPE, dtype=HALF, memory_format=LAST).requires_grad_()
+        weight = torch.randn(8, 64, 3, 3).half()
+        arguments = (None, [1, 1], [1, 1], [1, 1])
+        output = ops.conv2d(input, weight, *arguments, 1, "none", "implicit_gemm")
+    grad = ended(output.shape, LAST)
+    wanted = torch.nn.functional.conv_transpose2d(grad[-1:].float(), weight.float(), None, 1, 1)
+    compare(gradient(output, input, grad)[0], wanted, LAST, 128 * 64, **CLOSE)
+
+
+def test_implicit_gemm_weight_gradient():
+    """4096 pixels of 2^20 channels: a block has the last 128 of these."""
+    channels = 2**20
+    input = torch.empty((64, channels, 8, 8), dtype=HALF, memory_format=LAST)
+    input[:, -128:] = torch.randn(64, 128, 8, 8)
+    weight = torch.zeros(8, channels, 1, 1, dtype=HALF, requires_grad=True)
+    with Launches("dry"):
+        output = ops.conv2d(input, weight, None, [1, 1], [0, 0], [1, 1], 1, "none", "implicit_gemm")
+    grad = torch.randn(output.shape).half().to(memory_format=LAST)
+    ours = gradient(output, weight, grad)[0][:, -32:].flatten(1)
+    wanted = torch.einsum("nohw,nchw->oc", grad.float(), input[:, -32:].float()).half()
+    torch.testing.assert_close(ours, wanted, atol=0.25, rtol=2e-3)

@@ -36,6 +36,20 @@ _ACCURACY = {Task.CLASSIFICATION, Task.NAMES}
 
 
 @dataclass(frozen=True)
+class _Criterion:
+    """A loss by the functions of `layers`; copies of a network share it, as modules cannot be copied."""
+
+    loss: Callable[..., torch.Tensor]
+    layers: Any
+
+    def __call__(self, outputs: Any, target: torch.Tensor) -> torch.Tensor:
+        return self.loss(outputs, target, layers=self.layers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Criterion":
+        return self
+
+
+@dataclass(frozen=True)
 class Workload:
     """A network with data to train it on.
 
@@ -70,7 +84,7 @@ class Workload:
         net = self.network.build(layers=layers, **self.sizes)
         return NetworkModule(
             net,
-            partial(self.loss or self.network.loss, layers=layers),
+            _Criterion(self.loss or self.network.loss, layers),
             self.lr,
             optimizer=self.network.optimizer,
             weight_decay=self.network.weight_decay,

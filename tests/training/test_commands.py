@@ -1,5 +1,6 @@
 """`d2lfast train`, `translate`, `generate` and `show` on small data."""
 
+import copy
 import os
 import re
 import sys
@@ -94,6 +95,14 @@ def test_twins_begin_alike_and_see_the_same_batches(data, name, size):
         assert all(torch.equal(*tensors) for tensors in zip(*batches, strict=True))
     order = [torch.cat([batch[-1] for batch in seen[0][start:][:2]]) for start in (0, len(seen[0]) // 2)]
     assert not torch.equal(*order)
+
+
+def test_a_network_with_its_loss_can_be_copied(data):
+    module = workload("softmax").module(torch.nn)
+    copied = copy.deepcopy(module)
+    X, y = torch.rand(3, 1, 28, 28), torch.tensor([0, 1, 2])
+    assert torch.equal(copied.loss(copied(X), y), module.loss(module(X), y))
+    assert copied.net is not module.net
 
 
 def test_list(data):

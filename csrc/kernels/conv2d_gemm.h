@@ -39,6 +39,9 @@ struct Conv2dGemmWeightParams {
   int64_t panels;  // column panels of an item
 };
 
+// Images of as many panels are read in place, several at a time.
+constexpr int64_t kGemmPanelsInPlace = 4;
+
 struct Conv2dGemmKernels {
   int64_t columns[kNumDTypes];  // of a panel: two vectors
   int64_t rows;                 // of the largest register tile

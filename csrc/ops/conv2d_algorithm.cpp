@@ -120,9 +120,11 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
     if (s.dtype != DType::kFloat32 || tiles < 48 || saved_by_pieces(s, pass) < (s.channels_last ? 2.2 : 1.9))
       return false;
     if (pass == Conv2dPass::kForward) return true;
+    if (tiles < 128) return false;
     if (pass == Conv2dPass::kGradInput) return s.channels >= 64;
     const int64_t pieces = s.kernel_h * s.kernel_w / 9 + 1;  // about
-    return pieces * products >= 12 * (pieces * s.channels + s.result_channels);
+    const int64_t least = s.stride[0] * s.stride[1] > 1 ? 12 : 40;
+    return pieces * products >= least * (pieces * s.channels + s.result_channels);
   }
   if (s.channels < 16 || s.result_channels < 16) return false;
   const int64_t side = std::min(height, width);  // a tile of a smaller plane is mostly padding
@@ -140,7 +142,7 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
     return side >= 2 && products >= (side < 8 && side > 4 ? 32 : 16) * sum;
   }
   const int64_t results = pass == Conv2dPass::kForward ? s.result_channels : s.channels;
-  if (side < 4 && results < 64) return false;
+  if (side < 4 && results < 32) return false;
   return side >= 3 && (tiles >= 4 || products < 128 * 128);
 }
 

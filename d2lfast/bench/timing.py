@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -57,17 +58,17 @@ def interleave(calls: Mapping[Key, Call], seconds: float) -> dict[Key, Timing]:
             fastest = min(fastest, _seconds(call, 1))
         repeats[key] = max(1, math.ceil(target / fastest))
     samples: dict[Key, list[float]] = {key: [] for key in calls}
-    order = list(calls)
+    order, shuffler = list(calls), random.Random(0)
     collecting = gc.isenabled()
     gc.disable()
     try:
         deadline = time.perf_counter() + seconds
         rounds = 0
         while rounds < MIN_ROUNDS or time.perf_counter() < deadline:
+            # Nobody always runs behind the same neighbour, whose tensors the caches still hold.
+            shuffler.shuffle(order)
             for key in order:
                 samples[key].append(_seconds(calls[key], repeats[key]))
-            # In the other direction next time: nobody always runs behind the same neighbour.
-            order.reverse()
             rounds += 1
     finally:
         if collecting:

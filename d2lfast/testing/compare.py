@@ -26,6 +26,9 @@ def assert_accurate(
     if not ours.is_floating_point():
         assert torch.equal(ours, theirs), f"{what}: differs from torch's"
         return
+    # oneDNN's gradient of a dilated bfloat16 weight has read memory that nobody had written.
+    wrong = ~theirs.isfinite() & ours.isfinite() & (exact.abs() < torch.finfo(ours.dtype).max / 4)
+    theirs = torch.where(wrong, exact.to(theirs.dtype), theirs)
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(kind(ours), kind(theirs)), f"{what}: {kind.__name__} elsewhere than in torch's"
     finite = torch.isfinite(theirs) & torch.isfinite(exact)

@@ -4,9 +4,35 @@ import random
 
 import torch
 
-from d2lfast.testing.cases import Case
+from d2lfast.testing.cases import DEVICE, Case
 from d2lfast.testing.layouts import LAYOUTS
 from d2lfast.testing.operators import DTYPES, OPERATORS, maybe
+
+
+def _conv2d_algorithm(rng: random.Random, case: Case) -> str:
+    """For each pass any algorithm that computes it, or "auto"."""
+    from d2lfast import algorithm
+
+    image, weight = case.shapes["input"], case.shapes["weight"]
+    assert image is not None
+    assert weight is not None
+    geometry = {name: case.options[name] for name in ("stride", "padding", "dilation", "groups")}
+    if isinstance(geometry["padding"], str):
+        same = geometry["padding"] == "same"
+        dilation = geometry["dilation"]
+        pair = (dilation, dilation) if isinstance(dilation, int) else dilation
+        geometry["padding"] = [d * (k - 1) // 2 if same else 0 for d, k in zip(pair, weight[2:])]
+    last = any("channels_last" in case.layouts[name] for name in ("input", "weight"))
+    choices: list[list[str]] = [["auto"], ["auto"], ["auto"]]
+    for name in algorithm.CONV2D_ALGORITHMS[1:]:
+        with algorithm.conv2d_algorithm(name):
+            chosen = algorithm.explain(
+                "conv2d", image, weight, **geometry, dtype=case.dtype, channels_last=last, device=DEVICE
+            )
+        for pass_choices, of_pass in zip(choices, chosen.values()):
+            if of_pass == name:
+                pass_choices.append(name)
+    return "/".join(map(rng.choice, choices))
 
 
 def fuzz_case(operator: str, seed: int, index: int) -> Case:
@@ -28,7 +54,7 @@ def fuzz_case(operator: str, seed: int, index: int) -> Case:
     differentiable = None
     if rng.random() < 0.3:
         differentiable = tuple(name for name in entry.differentiable if rng.random() < 0.6)
-    return Case(
+    case = Case(
         operator,
         shapes,
         options,
@@ -40,3 +66,6 @@ def fuzz_case(operator: str, seed: int, index: int) -> Case:
         values="ties" if "pool" in operator and rng.random() < 0.4 else "normal",
         seed=index,
     )
+    if operator == "conv2d":
+        return case.replace(options={**options, "algorithm": _conv2d_algorithm(rng, case)})
+    return case

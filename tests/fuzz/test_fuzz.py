@@ -8,7 +8,9 @@ import os
 
 import pytest
 
+from d2lfast.algorithm import CONV2D_ALGORITHMS
 from d2lfast.testing import OPERATORS, check, fuzz_case
+from d2lfast.testing.cases import DEVICE
 
 SEED = int(os.environ.get("D2LFAST_FUZZ_SEED", "0"))
 CASES = int(os.environ.get("D2LFAST_FUZZ_CASES", "60"))
@@ -37,3 +39,13 @@ def test_cases_are_reproducible_and_varied():
         assert cases != [fuzz_case(operator, SEED + 1, index) for index in range(50)]
         assert len({case.dtype for case in cases}) == 4
         assert len({str(case.shapes) for case in cases}) > 40
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the names of the CPU's algorithms")
+def test_every_convolution_algorithm_is_drawn():
+    drawn = [set(), set(), set()]
+    for index in range(1000):
+        for names, name in zip(drawn, fuzz_case("conv2d", SEED, index).options["algorithm"].split("/")):
+            names.add(name)
+    for names in drawn:
+        assert names == {*CONV2D_ALGORITHMS} - {"implicit_gemm"}

@@ -246,6 +246,7 @@ class TestConv2dChannels(TestConv2d):
                 named("even_kernel", (2, 32, 9, 30), (32, 2, 2, 4), groups=16, padding=(1, 3)),
                 named("padding_over_kernel", (1, 16, 4, 4), (16, 1, 2, 2), groups=16, padding=(3, 5)),
                 named("11x11_stride4", (1, 3, 67, 67), (33, 3, 11, 11), stride=4, padding=2),
+                named("one_result_sigmoid", (2, 16, 9, 17), (1, 16, 3, 3), activation="sigmoid"),
                 named("empty_batch", (0, 32, 8, 8), (32, 1, 3, 3), groups=32),
             ),
         )
@@ -313,6 +314,7 @@ class TestConv2dPlanes(TestConv2d):
                 named("even_kernel", (2, 8, 9, 50), (8, 2, 2, 4), groups=4, padding=(1, 3)),
                 named("padding_over_kernel", (1, 4, 4, 4), (4, 1, 3, 3), groups=4, padding=(3, 18)),
                 named("dense", (2, 3, 20, 40), (6, 3, 5, 5), padding=2),
+                named("stride_over_height", (2, 4, 1, 9), (4, 1, 3, 3), groups=4, padding=1, stride=4),
                 named("empty_batch", (0, 4, 8, 8), (4, 1, 3, 3), groups=4),
             ),
         )

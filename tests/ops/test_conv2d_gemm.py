@@ -20,6 +20,8 @@ class TestConv2dGemm(OpTester):
         named("deep", (2, 300, 5, 6), (70, 300, 1, 1)),
         named("wide", (2, 40, 3, 3), (300, 40, 1, 1), bias=False),
         named("pixels", (1, 33, 29, 31), (35, 33, 1, 1)),
+        named("images_in_place", (7, 300, 12, 12), (30, 300, 1, 1)),
+        named("images_in_place_relu", (9, 20, 14, 14), (13, 20, 1, 1), activation="relu"),
         named("one", (2, 1, 1, 1), (1, 1, 1, 1)),
         named("strided", (2, 16, 15, 15), (32, 16, 1, 1), stride=2),
         named("strided_unevenly", (2, 6, 9, 10), (5, 6, 1, 1), stride=(3, 2), activation="tanh"),

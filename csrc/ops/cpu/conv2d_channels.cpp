@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "../../kernels/conv2d_channels.h"
 #include "../../kernels/cpu/isa.h"
@@ -26,18 +27,26 @@ const Conv2dChannelsWeightKernels& weight_kernels() {
 
 Strides4 strides_of(const at::Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
-// The blocks of a pass with `groups` groups of `sources` and `results` channels; none where the kernels
-// cannot compute it.
+// How a pass with `groups` groups of `sources` and `results` channels meets its sources; none where the
+// kernels cannot compute it.
+std::optional<ChannelsMode> channels_mode(int64_t groups, int64_t sources, int64_t results, int64_t lanes) {
+  if (groups > 1 && lanes % results == 0 && sources <= results && groups * results >= lanes &&
+      groups * sources >= lanes) {
+    return sources == 1 && results == 1 ? ChannelsMode::kVertical : ChannelsMode::kPermuted;
+  }
+  return results >= lanes ? std::optional(ChannelsMode::kBroadcast) : std::nullopt;
+}
+
+// The blocks of such a pass.
 struct ChannelsPlan {
-  ChannelsMode mode = ChannelsMode::kVertical;
+  ChannelsMode mode;
   std::vector<ChannelsBlock> blocks;
   std::vector<int32_t> permutation;
 
-  ChannelsPlan(int64_t groups, int64_t sources, int64_t results, int64_t lanes) {
+  ChannelsPlan(int64_t groups, int64_t sources, int64_t results, int64_t lanes)
+      : mode(channels_mode(groups, sources, results, lanes).value()) {
     const int64_t total = groups * results;
-    if (groups > 1 && lanes % results == 0 && sources <= results && total >= lanes &&
-        groups * sources >= lanes) {
-      mode = sources == 1 && results == 1 ? ChannelsMode::kVertical : ChannelsMode::kPermuted;
+    if (mode != ChannelsMode::kBroadcast) {
       for (int64_t first = 0; first < total; first += lanes) {
         const int64_t channel = std::min(first, total - lanes);
         const int64_t least = channel / results * sources;
@@ -49,8 +58,7 @@ struct ChannelsPlan {
           }
         }
       }
-    } else if (results >= lanes) {
-      mode = ChannelsMode::kBroadcast;
+    } else {
       for (int64_t g = 0; g < groups; ++g) {
         for (int64_t first = 0; first < results; first += lanes) {
           blocks.push_back({g * results + std::min(first, results - lanes), g * sources});
@@ -293,9 +301,9 @@ bool channels_computes(const Conv2dShape& s, Conv2dPass pass) {
   int64_t sources = s.channels / s.groups, results = s.result_channels / s.groups;
   if (pass == Conv2dPass::kGradInput) std::swap(sources, results);
   if (sources == 0 || results == 0) return false;
-  const ChannelsPlan plan(s.groups, sources, results, table.lanes[static_cast<int>(s.dtype)]);
+  const auto mode = channels_mode(s.groups, sources, results, table.lanes[static_cast<int>(s.dtype)]);
   // Planes are read by broadcasts alone.
-  return !plan.blocks.empty() && (s.channels_last || plan.mode == ChannelsMode::kBroadcast);
+  return mode.has_value() && (s.channels_last || *mode == ChannelsMode::kBroadcast);
 }
 
 bool channels_forward(const Conv2dForward& pass) {

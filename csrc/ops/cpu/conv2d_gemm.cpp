@@ -36,8 +36,9 @@ at::Tensor met_pixels(const at::Tensor& images, const Conv2dShape& s) {
 // Columns of a work item, whose sums and packed sources should stay in the second-level cache beside what is
 // fetched for the next: several whole images, or a part of one in whole panels; whichever gives the busiest
 // thread the fewest panels. The results do not depend on it.
-int64_t columns_of_item(int64_t batch, int64_t pixels, int64_t panel, int64_t column_bytes) {
-  constexpr int64_t kImagesBytes = 832 << 10, kRunBytes = 200 << 10, kMostPanels = 4;
+int64_t columns_of_item(int64_t batch, int64_t pixels, int64_t panel, int64_t column_bytes, bool in_place) {
+  constexpr int64_t kImagesBytes = 832 << 10, kRunBytes = 200 << 10, kMostPanels = 4, kMostImages = 8,
+                    kMostPixels = 448;
   const int64_t threads = at::get_num_threads(), panels = divide_up(pixels, panel);
   int64_t best = panel;
   double best_cost = 1e30;
@@ -54,6 +55,13 @@ int64_t columns_of_item(int64_t batch, int64_t pixels, int64_t panel, int64_t co
   for (int64_t n = 1; n <= std::min(batch, kImagesBytes / (pixels * column_bytes)); ++n) {
     consider(n * pixels,
              static_cast<double>(divide_up(divide_up(batch, n), threads) * divide_up(n * pixels, panel)));
+  }
+  if (!in_place || pixels < kGemmPanelsInPlace * panel || pixels > kMostPixels) return best;
+  for (int64_t n = 1; n <= std::min(batch, kMostImages); ++n) {
+    // What is left of the images beside their whole panels is computed together, by vectors.
+    const int64_t vectors = n * (pixels / panel) * 2 + divide_up(n * (pixels % panel) * 2, panel);
+    const auto of_thread = static_cast<double>(divide_up(divide_up(batch, n), threads) * vectors) / 2;
+    if (of_thread < best_cost) consider(n * pixels, of_thread);
   }
   return best;
 }
@@ -87,7 +95,9 @@ void product(const Conv2dShape& shape, const GemmImages& source, const at::Tenso
 
   const int64_t pixels = source.pixels, all = source.batch * pixels, panel = table.columns[dtype];
   const int64_t height = params.result_channels + std::min(kDepth, source.channels);
-  const int64_t columns = columns_of_item(source.batch, pixels, panel, height * element);
+  const bool in_place =
+      source.activated == nullptr && activation <= Activation::kReLU && result.element_size() == element;
+  const int64_t columns = columns_of_item(source.batch, pixels, panel, height * element, in_place);
   const int64_t runs_of_image = divide_up(pixels, columns);
   const int64_t items = pixels <= columns ? divide_up(all, columns) : source.batch * runs_of_image;
   const int64_t scratch = height * divide_up(columns, panel) * panel * element;

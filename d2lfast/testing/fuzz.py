@@ -66,6 +66,10 @@ def fuzz_case(operator: str, seed: int, index: int) -> Case:
         values="ties" if "pool" in operator and rng.random() < 0.4 else "normal",
         seed=index,
     )
-    if operator == "conv2d":
-        return case.replace(options={**options, "algorithm": _conv2d_algorithm(rng, case)})
-    return case
+    if operator != "conv2d":
+        return case
+    algorithm = _conv2d_algorithm(rng, case)
+    if algorithm.startswith("winograd") and options["activation"] == "relu":
+        # Near the kink its rounding may decide whether a gradient passes.
+        case = case.replace(differentiable=())
+    return case.replace(options={**options, "algorithm": algorithm})

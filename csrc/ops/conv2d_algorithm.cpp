@@ -103,7 +103,10 @@ bool winograd_wins_grouped(const Conv2dShape& s, Conv2dPass pass) {
     return height % 4 == 0 && width % 4 == 0 && narrow >= (pass == Conv2dPass::kGradWeight ? 64 : 32);
   }
   const bool filled = 4 * s.batch * height * width >= 3 * 16 * tiles;
-  if (pass == Conv2dPass::kGradWeight) return narrow >= 16;
+  const int64_t side = std::min(height, width);
+  if (pass == Conv2dPass::kGradWeight) return narrow >= 24 || (narrow >= 16 && side >= 7);
+  const bool whole = height % 4 == 0 && width % 4 == 0;
+  if (narrow >= 16 && whole && side >= (s.channels_last ? 8 : 12)) return true;
   return narrow >= 128 || (narrow >= 24 && filled);
 }
 
@@ -302,7 +305,8 @@ bool planes_wins(const Conv2dShape& s, Conv2dPass pass) {
   }
   const bool flat = !bfloat16 && flat_computes(s, pass);
   if (flat && !t.depthwise) {
-    if (t.group_channels % 16 == 0 && t.pixels < (t.strided ? 100 : 400)) return false;
+    const int64_t least = t.strided ? 100 : s.kernel_w > 3 ? 400 : 64;
+    if (t.group_channels % 16 == 0 && t.pixels < least) return false;
     if (t.group_channels == 8 && t.pixels < (s.kernel_w > 3 && !t.strided ? 400 : 100)) return false;
     if (t.strided && t.pixels < (phases ? 100 : 36)) return false;
     return t.group_channels <= (t.pixels >= 36 ? 16 : 8);

@@ -170,16 +170,6 @@ def test_importing_needs_none_of_the_books_packages():
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_takes_under_a_second_and_a_half_beyond_torch():
-    code = (
-        "import time, torch; start = time.process_time(); from d2lfast import book as d2l\n"
-        "for name in sorted(set(d2l.__all__) - {'plt'}): getattr(d2l, name)\n"
-        "print(time.process_time() - start)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert float(done.stdout) < 1.5, done.stderr
-
-
 def test_the_module_itself_loads_no_models():
     code = "import sys; from d2lfast import book; assert 'd2lfast.book.convolutional' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

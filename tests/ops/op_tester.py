@@ -13,14 +13,21 @@ from d2lfast.testing.compare import same
 
 
 class RecordOperators(TorchDispatchMode):
-    """Keeps the calls of d2lfast's operators, those that backward makes included."""
+    """Keeps the calls of operators, those that backward makes included.
 
-    def __init__(self):
+    namespace: of the operators, or None for all.
+    """
+
+    def __init__(self, namespace="d2lfast"):
         super().__init__()
+        self.namespace = namespace
         self.calls = []
 
+    def names(self):
+        return [func.name() for func, _, _ in self.calls]
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "d2lfast":
+        if self.namespace in (None, func.namespace):
             self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from ops.op_tester import RecordOperators
 from ops.test_conv2d import conv
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import d2lfast
 from d2lfast.nn import functional
@@ -75,18 +75,11 @@ def test_residual_of_any_layout():
 
 def test_no_second_sweep():
     """One operator, and none that adds or activates."""
-
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            names.append(func.name())
-            return func(*args, **(kwargs or {}))
-
-    names = []
     module = d2lfast.nn.Conv2dAct(4, 4, 3, padding=1, act_layer="relu")
     x = torch.randn(2, 4, 9, 9)
-    with torch.no_grad(), Recorder():
+    with torch.no_grad(), RecordOperators(None) as recorder:
         module(x, x)
-    assert names == ["d2lfast::conv2d"]
+    assert recorder.names() == ["d2lfast::conv2d"]
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": torch.float64}, {"device": "meta"}])

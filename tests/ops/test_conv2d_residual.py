@@ -57,9 +57,9 @@ def test_residual(algorithm, input, weight, options, layout, activation):
             )
         computed += chosen["forward"] == algorithm
     one_layout = algorithm in ("gemm", "planes") and layout == "channels_last"
-    assert (computed == 0) == (
-        one_layout or (algorithm == "channels" and layout == "contiguous" and weight[1] != 3)
-    )
+    # Short vectors lie within a group, and its planes are then read by broadcasts.
+    some_vectors = algorithm == "channels" and layout == "contiguous" and weight[1] != 3
+    assert (computed == 0) == one_layout or some_vectors
 
 
 def test_residual_of_any_layout():

@@ -145,7 +145,7 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
     return side >= 2 && products >= (side < 8 && side > 4 ? 32 : 16) * sum;
   }
   const int64_t results = pass == Conv2dPass::kForward ? s.result_channels : s.channels;
-  if (side < 4 && results < 32) return false;
+  if (side < 4 && results < 64) return false;
   return side >= 3 && (tiles >= 4 || products < 128 * 128);
 }
 

@@ -122,8 +122,8 @@ bool winograd_wins(const Conv2dShape& s, Conv2dPass pass) {
   if (!s.is_3x3()) {
     if (s.dtype != DType::kFloat32 || tiles < 48 || saved_by_pieces(s, pass) < (s.channels_last ? 2.2 : 1.9))
       return false;
+    if (tiles < 128 && (pass != Conv2dPass::kForward || s.channels < 32)) return false;
     if (pass == Conv2dPass::kForward) return true;
-    if (tiles < 128) return false;
     if (pass == Conv2dPass::kGradInput) return s.channels >= 64;
     const int64_t pieces = s.kernel_h * s.kernel_w / 9 + 1;  // about
     const int64_t least = s.stride[0] * s.stride[1] > 1 ? 12 : 40;

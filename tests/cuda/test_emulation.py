@@ -12,11 +12,13 @@ HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent
 
 # Families and the operator tests that run with their CUDA operators in the place of the CPU's.
-ARITHMETIC = "forward_and_gradients or nonfinite or each_set_of_gradients or refuses or empty"
 FAMILIES = {
-    "pool2d": (["ops/test_pool2d.py", "ops/test_adaptive_pool2d.py"], ARITHMETIC),
-    "batch_norm": (["ops/test_batch_norm.py"], ARITHMETIC),
-    "recurrent": (["ops/test_recurrent.py"], ARITHMETIC),
+    "pool2d": (["ops/test_pool2d.py"], ""),
+    "adaptive_pool2d": (["ops/test_adaptive_pool2d.py"], ""),
+    # Partial means of a channel that is one value over and over round apart, which the tolerances of sums taken
+    # in order leave no room for.
+    "batch_norm": (["ops/test_batch_norm.py"], "not (layouts and train and broadcast)"),
+    "recurrent": (["ops/test_recurrent.py"], ""),
     "recurrent_layer": (["ops/test_recurrent_layer.py"], "forward_and_gradients and not large"),
     # Without the cases of many channels, which are what `aten` is for, and the algorithms of the CPU alone.
     "conv2d": (

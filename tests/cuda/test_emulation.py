@@ -15,8 +15,8 @@ TESTS = HERE.parent
 FAMILIES = {
     "pool2d": (["ops/test_pool2d.py"], ""),
     "adaptive_pool2d": (["ops/test_adaptive_pool2d.py"], ""),
-    # Partial means of a channel that is one value over and over round apart, which the tolerances of sums taken
-    # in order leave no room for.
+    # Partial means of a channel that is one value over and over round apart, which the tolerances of sums
+    # taken in order leave no room for.
     "batch_norm": (["ops/test_batch_norm.py"], "not (layouts and train and broadcast)"),
     "recurrent": (["ops/test_recurrent.py"], ""),
     "recurrent_layer": (["ops/test_recurrent_layer.py"], "forward_and_gradients and not large"),

@@ -96,6 +96,12 @@ at::Tensor conv2d_residual(const at::Tensor& input, const std::optional<at::Tens
   return images.contiguous(layout_of(output));
 }
 
+at::Tensor conv2d_epilogue(const at::Tensor& input, const std::optional<at::Tensor>& residual,
+                           Activation activation, const at::Tensor& output) {
+  const at::Tensor added = conv2d_residual(input, residual, output);
+  return apply_activation(added.defined() ? output.add_(added) : output, activation);
+}
+
 namespace {
 
 using torch::autograd::AutogradContext;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string_view>
 
+#include "../kernels/activation.h"
 #include "conv2d_algorithm.h"
 #include "visible.h"
 
@@ -19,5 +20,9 @@ D2LFAST_VISIBLE Conv2dShape check_conv2d(const at::Tensor& input, const at::Tens
 // A residual, batched and laid out as `output`, to which it is to be added; undefined without one.
 D2LFAST_VISIBLE at::Tensor conv2d_residual(const at::Tensor& input, const std::optional<at::Tensor>& residual,
                                            const at::Tensor& output);
+
+// Residual and activation behind torch's own convolution, which is overwritten.
+D2LFAST_VISIBLE at::Tensor conv2d_epilogue(const at::Tensor& input, const std::optional<at::Tensor>& residual,
+                                           Activation activation, const at::Tensor& output);
 
 }  // namespace d2lfast::ops

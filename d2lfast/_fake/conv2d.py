@@ -1,5 +1,7 @@
 """Shape functions of the convolution operators."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
@@ -13,6 +15,11 @@ def _layout(input: Tensor, weight: Tensor) -> torch.memory_format:
         if tensor.dim() == 4 and suggest_memory_format(tensor) == torch.channels_last:
             return torch.channels_last
     return torch.contiguous_format
+
+
+def convolved(image: Iterable[int], *geometry: Iterable[int]) -> list[int]:
+    """Height and width of a result, from those of the image, kernel, stride, padding and dilation."""
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(image, *geometry)]
 
 
 def _empty(like: Tensor, shape: list, layout: torch.memory_format) -> Tensor:
@@ -53,10 +60,7 @@ def _conv2d(
         lambda: f"Given groups={groups}, weight of size {weight.shape}, expected input{input.shape} to have "
         f"{weight.shape[1] * groups} channels, but got {input.shape[-3]} channels instead",
     )
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(input.shape[-2:], weight.shape[-2:], stride, padding, dilation)
-    ]
+    size = convolved(input.shape[-2:], weight.shape[-2:], stride, padding, dilation)
     for n in size:
         torch._check(n > 0, lambda: "Kernel size can't be greater than actual input size")
     shape = [*input.shape[:-3], weight.shape[0], *size]

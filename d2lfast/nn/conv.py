@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from d2lfast._fake.conv2d import convolved
 from d2lfast.nn import functional as F
 
 __all__ = ["Conv2d", "LazyConv2d"]
@@ -32,8 +33,7 @@ def output_shape(self: torch.nn.Conv2d, input: Tensor) -> list[int]:
     image = list(input.shape[-2:])
     if self.padding != "same":
         padding = (0, 0) if isinstance(self.padding, str) else self.padding
-        geometry = zip(image, self.kernel_size, self.stride, padding, self.dilation)
-        image = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
+        image = convolved(image, self.kernel_size, self.stride, padding, self.dilation)
     return [*input.shape[:-3], self.out_channels, *image]
 
 

@@ -68,7 +68,7 @@ def test_random_cases(library):
 
 
 def test_launches(library):
-    on_emulated_gpu(library, "-m", "pytest", "cuda/launches.py")
+    on_emulated_gpu(library, "-m", "pytest", "cuda/launches.py", "cuda/launches_conv2d.py")
 
 
 def test_far_end(library):

@@ -63,10 +63,9 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight,
   const auto forward = [&](Conv2dAlgorithm chosen) {
     const auto* passes = passes_of(chosen);
     if (passes == nullptr) {
-      at::Tensor output =
-          at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
-      const at::Tensor added = conv2d_residual(input, residual, output);
-      return apply_activation(added.defined() ? output.add_(added) : output, activation);
+      return conv2d_epilogue(
+          input, residual, activation,
+          at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups));
     }
     at::Tensor output =
         empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},

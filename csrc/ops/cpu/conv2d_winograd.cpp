@@ -186,63 +186,50 @@ WinogradWeight weight_params(const at::Tensor& weight, bool transposed) {
   return w;
 }
 
-bool forward(const WinogradKernels& table, const Conv2dForward& pass) {
-  const Conv2dShape& s = pass.shape;
-  const WinogradTensor images(pass.input, nullptr, Activation::kNone);
-  const WinogradStrips strips = strips_of(table, s.result_height(), s.result_width());
-  const at::Tensor weight = dense(pass.weight);
-  const at::Tensor bias = pass.bias != nullptr ? pass.bias->contiguous() : at::Tensor();
-  const at::Tensor* keepable = s.groups == 1 ? &pass.weight : nullptr;
-  const int64_t channels = s.result_channels / s.groups;
+// The results of every group; `transposed`: of gradients, the data gradient. `bias`, `residual`: or null.
+bool filter_groups(const WinogradKernels& table, const Conv2dShape& s, const WinogradTensor& images,
+                   const at::Tensor& weight, bool transposed, const at::Tensor* bias,
+                   const at::Tensor* residual, Activation activation, at::Tensor& result) {
+  const int64_t height = result.size(2), width = result.size(3), all = result.size(1);
+  const WinogradStrips strips = strips_of(table, height, width);
+  const at::Tensor filters = dense(weight);
+  const at::Tensor offsets = bias != nullptr ? bias->contiguous() : at::Tensor();
+  const at::Tensor* keepable = transposed || s.groups > 1 ? nullptr : &weight;
+  const int64_t top = transposed ? 2 - s.padding[0] : s.padding[0];
+  const int64_t left = transposed ? 2 - s.padding[1] : s.padding[1];
   for (int64_t g = 0; g < s.groups; ++g) {
-    const WinogradSource source{images.of_group(g, s.groups), strips, s.padding[0], s.padding[1]};
-    const WinogradResult result{pass.output.mutable_data_ptr(),
-                                !pass.output.is_contiguous(),
-                                channels,
-                                s.result_height(),
-                                s.result_width(),
-                                g * channels,
-                                s.result_channels,
-                                strips,
-                                divide_up(s.channels / s.groups, table.lanes),
-                                bias.defined() ? bias.const_data_ptr() : nullptr,
-                                pass.residual != nullptr ? pass.residual->const_data_ptr() : nullptr,
-                                pass.activation};
-    const at::Tensor filters = of_group(weight, g, s.groups);
-    if (!filter(table, source, weight_params(filters, false), result, s.dtype, keepable)) return false;
+    const WinogradSource source{images.of_group(g, s.groups), strips, top, left};
+    const WinogradResult to{result.mutable_data_ptr(),
+                            !result.is_contiguous(),
+                            all / s.groups,
+                            height,
+                            width,
+                            g * (all / s.groups),
+                            all,
+                            strips,
+                            divide_up(source.images.channels, table.lanes),
+                            offsets.defined() ? offsets.const_data_ptr() : nullptr,
+                            residual != nullptr ? residual->const_data_ptr() : nullptr,
+                            activation};
+    const WinogradWeight of_filters = weight_params(of_group(filters, g, s.groups), transposed);
+    if (!filter(table, source, of_filters, to, s.dtype, keepable)) return false;
   }
   return true;
+}
+
+bool forward(const WinogradKernels& table, const Conv2dForward& pass) {
+  return filter_groups(table, pass.shape, WinogradTensor(pass.input, nullptr, Activation::kNone), pass.weight,
+                       false, pass.bias, pass.residual, pass.activation, pass.output);
 }
 
 bool gradient_of_input(const WinogradKernels& table, const Conv2dBackward& pass, at::Tensor& grad_input) {
-  const Conv2dShape& s = pass.shape;
-  const WinogradTensor images(pass.grad_output, pass.output, pass.activation);
-  const WinogradStrips strips = strips_of(table, s.height, s.width);
-  const at::Tensor weight = dense(pass.weight);
-  const int64_t channels = s.channels / s.groups;
-  for (int64_t g = 0; g < s.groups; ++g) {
-    const WinogradSource source{images.of_group(g, s.groups), strips, 2 - s.padding[0], 2 - s.padding[1]};
-    const WinogradResult result{grad_input.mutable_data_ptr(),
-                                !grad_input.is_contiguous(),
-                                channels,
-                                s.height,
-                                s.width,
-                                g * channels,
-                                s.channels,
-                                strips,
-                                divide_up(s.result_channels / s.groups, table.lanes),
-                                nullptr,
-                                nullptr,
-                                Activation::kNone};
-    const at::Tensor filters = of_group(weight, g, s.groups);
-    if (!filter(table, source, weight_params(filters, true), result, s.dtype, nullptr)) return false;
-  }
-  return true;
+  return filter_groups(table, pass.shape, WinogradTensor(pass.grad_output, pass.output, pass.activation),
+                       pass.weight, true, nullptr, nullptr, Activation::kNone, grad_input);
 }
 
-// Of one group, to its parts of the gradients; `bias`: or null.
+// Of one group, to its parts of the gradients; of the bias if it is defined.
 bool gradient_of_group(const WinogradKernels& table, const Conv2dShape& s, const WinogradImages& images,
-                       const WinogradImages& gradients, const at::Tensor& result, const at::Tensor* bias) {
+                       const WinogradImages& gradients, const at::Tensor& result, const at::Tensor& bias) {
   // Transformed sources and gradients that are to stay in the third-level cache, and products in the second.
   constexpr int64_t kSetBytes = 8 << 20, kProductBytes = 640 << 10, kRunTiles = 32;
   const int dtype = static_cast<int>(s.dtype);
@@ -252,7 +239,6 @@ bool gradient_of_group(const WinogradKernels& table, const Conv2dShape& s, const
   const WinogradSource gradient{gradients, strips, 0, 0};
   const int64_t source_blocks = divide_up(images.channels, lanes);
   const int64_t result_blocks = divide_up(gradients.channels, 2 * lanes), gradient_blocks = 2 * result_blocks;
-
   const int64_t blocks = source_blocks + gradient_blocks;
   const int64_t all = count_strips(strips, s.batch), chunk = strips.chunk;
   const int64_t strip_bytes = table.planes * kFloat * blocks * lanes * chunk;
@@ -264,7 +250,7 @@ bool gradient_of_group(const WinogradKernels& table, const Conv2dShape& s, const
   const int64_t run_strips = std::max<int64_t>(1, kRunTiles / chunk),
                 runs = divide_up(set_strips, run_strips);
   const int64_t sum_size = gradient_blocks * lanes;
-  const at::Tensor sums = bias != nullptr ? zeros({runs, sum_size}, at::kFloat) : at::Tensor();
+  const at::Tensor sums = bias.defined() ? zeros({runs, sum_size}, at::kFloat) : at::Tensor();
   const int64_t staging_floats = winograd_staging(lanes, chunk);
 
   const int64_t block_floats = table.planes * lanes * 2 * lanes;
@@ -294,7 +280,7 @@ bool gradient_of_group(const WinogradKernels& table, const Conv2dShape& s, const
           const int64_t b = block - source_blocks;
           table.gradient[dtype](gradient, first + from, first + last, b, b + 1, gradient_tiles, from * chunk,
                                 staging,
-                                bias != nullptr ? sums.mutable_data_ptr<float>() + run * sum_size : nullptr);
+                                bias.defined() ? sums.mutable_data_ptr<float>() + run * sum_size : nullptr);
         }
       }
     });
@@ -311,7 +297,7 @@ bool gradient_of_group(const WinogradKernels& table, const Conv2dShape& s, const
       }
     });
   }
-  if (bias != nullptr) bias->copy_(sums.sum(0).narrow(0, 0, gradients.channels));
+  if (bias.defined()) bias.copy_(sums.sum(0).narrow(0, 0, gradients.channels));
   return finite;
 }
 
@@ -333,7 +319,7 @@ bool gradient_of_weight(const WinogradKernels& table, const Conv2dBackward& pass
     for (int64_t g = 0; g < s.groups; ++g) {
       const at::Tensor bias = sums.defined() ? of_group(sums, g, s.groups) : at::Tensor();
       if (!gradient_of_group(table, s, images.of_group(g, s.groups), gradients.of_group(g, s.groups),
-                             of_group(result, g, s.groups), bias.defined() ? &bias : nullptr)) {
+                             of_group(result, g, s.groups), bias)) {
         return false;
       }
     }

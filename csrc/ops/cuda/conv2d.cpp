@@ -202,9 +202,7 @@ at::Tensor conv2d_cuda(const at::Tensor& input, const at::Tensor& weight,
   if (algorithm == Conv2dAlgorithm::kAten) {
     const at::Tensor output =
         at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
-    const at::Tensor added = conv2d_residual(input, residual, output);
-    return like_batching_of(input,
-                            apply_activation(added.defined() ? output.add_(added) : output, activation));
+    return like_batching_of(input, conv2d_epilogue(input, residual, activation, output));
   }
   const at::Tensor output =
       at::empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},

@@ -30,14 +30,15 @@ using Quad = std::array<int64_t, 4>;
 // Algorithms of the forward pass, the input gradient and the weight gradient of a convolution.
 std::array<std::string, 3> conv2d_algorithms(Quad input, Quad weight, Pair stride, Pair padding,
                                              Pair dilation, int64_t groups, const std::string& dtype,
-                                             bool channels_last, const std::string& requested, bool cuda) {
+                                             bool channels_last, const std::string& requested, int64_t cuda,
+                                             bool tf32) {
   using namespace d2lfast::ops;
   const DType type = dtype == "float64"    ? DType::kFloat64
                      : dtype == "bfloat16" ? DType::kBFloat16
                      : dtype == "float16"  ? DType::kFloat16
                                            : DType::kFloat32;
-  const Conv2dShape shape{input[0], input[1], input[2], input[3], weight[0], weight[2],     weight[3],
-                          stride,   padding,  dilation, groups,   type,      channels_last, cuda};
+  const Conv2dShape shape{input[0], input[1], input[2], input[3], weight[0],     weight[2], weight[3], stride,
+                          padding,  dilation, groups,   type,     channels_last, cuda,      tf32};
   std::array<std::string, 3> names;
   for (const auto pass : {Conv2dPass::kForward, Conv2dPass::kGradInput, Conv2dPass::kGradWeight}) {
     std::string& name = names[static_cast<int>(pass)];

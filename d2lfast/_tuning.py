@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 FIELDS = (
     "pass", "dtype", "channels_last", "threads", "winograd_allowed", "batch", "channels", "height", "width",
     "result_channels", "kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w", "dilation_h",
-    "dilation_w", "groups",
+    "dilation_w", "groups", "cuda", "tf32",
 )  # fmt: skip
 
 Key = tuple[int, ...]

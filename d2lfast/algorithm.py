@@ -106,6 +106,10 @@ def explain(
     def pair(value: int | Sequence[int]) -> tuple[int, int]:
         return (value, value) if isinstance(value, int) else (value[0], value[1])
 
+    # What was measured belongs to a model of GPU; the table holds for all of them.
+    settings: Any = getattr(torch.ops.d2lfast, "_cuda_conv2d_settings", None)
+    measured = device == "cuda" and settings is not None and _extension.load().tuning_enabled()
+    model, tf32 = settings() if measured else (int(device == "cuda"), False)
     shape = tuple(shapes[0]) if len(shapes[0]) == 4 else (1, *shapes[0])
     names = _extension.load().conv2d_algorithms(
         shape,
@@ -117,7 +121,8 @@ def explain(
         str(dtype).removeprefix("torch."),
         channels_last,
         _requested.get(),
-        device == "cuda",
+        model,
+        tf32 and dtype == torch.float32,
     )
     return dict(zip(("forward", "grad_input", "grad_weight"), names))
 

@@ -53,13 +53,14 @@ class _Conv2d:
 
     @property
     def autotune(self) -> bool:
-        """Whether convolutions on the CPU measure their algorithms instead of asking the table.
+        """Whether convolutions measure their algorithms instead of asking the table.
 
         False at first, or what D2LFAST_AUTOTUNE says. The first call of each pass with new sizes times every
         algorithm that computes it, which takes some twenty calls; later calls take the fastest, which may
-        round otherwise than the table's choice. The findings are kept in the user's cache folder, for this
-        processor, torch and d2lfast (docs/environment.md). Choices made by name
-        (`d2lfast.conv2d_algorithm`) stand. `d2lfast.explain` marks what was measured with "(autotuned)".
+        round otherwise than the table's choice. On a GPU the measured call waits for the device; while a CUDA
+        graph is captured nothing is measured, so run a step before. The findings are kept in the user's cache
+        folder, for this processor or model of GPU, torch and d2lfast (docs/environment.md). Choices made by
+        name (`d2lfast.conv2d_algorithm`) stand. `d2lfast.explain` marks what was measured with "(autotuned)".
         """
         enabled: bool = _extension.load().tuning_enabled()
         return enabled

@@ -37,7 +37,8 @@ struct Conv2dShape {
   int64_t groups;
   DType dtype;
   bool channels_last;
-  bool cuda;
+  int64_t cuda;       // 0 on the CPU, else a number of its own for each model of GPU
+  bool tf32 = false;  // whether products of float32 may be rounded to it on the GPU
 
   int64_t result_height() const {
     return (height + 2 * padding[0] - dilation[0] * (kernel_h - 1) - 1) / stride[0] + 1;

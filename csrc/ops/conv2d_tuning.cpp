@@ -40,7 +40,7 @@ TuningKey key_of(const Conv2dShape& s, Conv2dPass pass) {
   return {static_cast<int64_t>(pass),
           static_cast<int64_t>(s.dtype),
           s.channels_last,
-          at::get_num_threads(),
+          s.cuda != 0 ? 1 : at::get_num_threads(),
           winograd_allowed(),
           s.batch,
           s.channels,
@@ -55,14 +55,9 @@ TuningKey key_of(const Conv2dShape& s, Conv2dPass pass) {
           s.padding[1],
           s.dilation[0],
           s.dilation[1],
-          s.groups};
-}
-
-double seconds_of(c10::function_ref<bool(Conv2dAlgorithm)> run, Conv2dAlgorithm algorithm) {
-  const auto start = std::chrono::steady_clock::now();
-  const bool done = run(algorithm);
-  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-  return done ? time.count() : std::numeric_limits<double>::infinity();
+          s.groups,
+          s.cuda,
+          s.tf32};
 }
 
 struct Contender {
@@ -72,7 +67,7 @@ struct Contender {
 
 // The fastest, or the table's choice where nothing is clearly faster.
 Conv2dAlgorithm fastest(const Conv2dShape& shape, Conv2dPass pass, Conv2dAlgorithm usual,
-                        c10::function_ref<bool(Conv2dAlgorithm)> run) {
+                        c10::function_ref<double(Conv2dAlgorithm)> seconds) {
   std::vector<Contender> contenders;
   double least = std::numeric_limits<double>::infinity();
   // The table's choice first: what it takes tells early which of the others are hopeless.
@@ -81,9 +76,9 @@ Conv2dAlgorithm fastest(const Conv2dShape& shape, Conv2dPass pass, Conv2dAlgorit
     if (algorithm != usual) contenders.push_back({algorithm, 0});
   }
   for (Contender& c : contenders) {
-    c.seconds = seconds_of(run, c.algorithm);
+    c.seconds = seconds(c.algorithm);
     // The first run of a shape may prepare what later runs find in a cache.
-    if (c.seconds < kSlowSeconds || c.seconds < kHopeless * least) c.seconds = seconds_of(run, c.algorithm);
+    if (c.seconds < kSlowSeconds || c.seconds < kHopeless * least) c.seconds = seconds(c.algorithm);
     least = std::min(least, c.seconds);
   }
   contenders.erase(std::remove_if(contenders.begin(), contenders.end(),
@@ -92,7 +87,7 @@ Conv2dAlgorithm fastest(const Conv2dShape& shape, Conv2dPass pass, Conv2dAlgorit
   if (contenders.size() > 1) {
     const auto rounds = static_cast<int>(std::min<double>(kMostRounds, kRoundSeconds / least));
     for (int i = 0; i < std::max(rounds, kFewestRounds); ++i) {
-      for (Contender& c : contenders) c.seconds = std::min(c.seconds, seconds_of(run, c.algorithm));
+      for (Contender& c : contenders) c.seconds = std::min(c.seconds, seconds(c.algorithm));
     }
   }
   const Contender* best = nullptr;
@@ -109,8 +104,15 @@ Conv2dAlgorithm fastest(const Conv2dShape& shape, Conv2dPass pass, Conv2dAlgorit
 bool tuning_enabled() { return enabled.load(std::memory_order_relaxed); }
 void enable_tuning(bool value) { enabled = value; }
 
+double wall_seconds(c10::function_ref<bool()> call) {
+  const auto start = std::chrono::steady_clock::now();
+  const bool done = call();
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+  return done ? time.count() : std::numeric_limits<double>::infinity();
+}
+
 std::optional<Conv2dAlgorithm> tuned_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass) {
-  if (!tuning_enabled() || shape.cuda) return std::nullopt;
+  if (!tuning_enabled()) return std::nullopt;
   Findings& all = findings();
   const std::shared_lock lock(all.mutex);
   const auto found = all.algorithms.find(key_of(shape, pass));
@@ -122,7 +124,7 @@ std::optional<Conv2dAlgorithm> tuned_conv2d_algorithm(const Conv2dShape& shape, 
 
 Conv2dAlgorithm measure_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pass,
                                          std::string_view requested,
-                                         c10::function_ref<bool(Conv2dAlgorithm)> run) {
+                                         c10::function_ref<double(Conv2dAlgorithm)> seconds) {
   const bool elements = shape.batch * shape.channels * shape.height * shape.width * shape.result_channels > 0;
   const bool tunes = tuning_enabled() && elements && requested_conv2d_algorithm(requested, pass) == "auto" &&
                      !at::in_parallel_region();
@@ -137,7 +139,7 @@ Conv2dAlgorithm measure_conv2d_algorithm(const Conv2dShape& shape, Conv2dPass pa
   {
     const std::lock_guard one(measuring);
     if (const auto known = tuned_conv2d_algorithm(shape, pass)) return *known;
-    algorithm = fastest(shape, pass, choose_conv2d_algorithm(shape, pass, "auto"), run);
+    algorithm = fastest(shape, pass, choose_conv2d_algorithm(shape, pass, "auto"), seconds);
     const std::lock_guard lock(all.mutex);
     all.algorithms[key] = algorithm;
     listener = all.listener;

@@ -76,8 +76,10 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight,
         activation, output};
     return output.numel() == 0 || passes->forward(pass) ? output : at::Tensor();
   };
-  at::Tensor output = forward(measure_conv2d_algorithm(
-      shape, Conv2dPass::kForward, algorithm, [&](Conv2dAlgorithm each) { return forward(each).defined(); }));
+  at::Tensor output =
+      forward(measure_conv2d_algorithm(shape, Conv2dPass::kForward, algorithm, [&](Conv2dAlgorithm each) {
+        return wall_seconds([&] { return forward(each).defined(); });
+      }));
   if (!output.defined()) output = forward(Conv2dAlgorithm::kAten);
   return like_batching_of(input, output);
 }
@@ -114,10 +116,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
   };
   const auto choose = [&](Conv2dPass which, const auto& compute, std::array<bool, 3> mask) {
     return passes_of(measure_conv2d_algorithm(shape, which, algorithm, [&](Conv2dAlgorithm each) {
-      const auto* contender = passes_of(each);
-      if (contender != nullptr) return compute(*contender);
-      aten(mask);
-      return true;
+      return wall_seconds([&] {
+        const auto* contender = passes_of(each);
+        if (contender != nullptr) return compute(*contender);
+        aten(mask);
+        return true;
+      });
     }));
   };
   const Conv2dPasses *of_input = nullptr, *of_weight = nullptr;

@@ -10,12 +10,14 @@
 #include "../../kernels/cuda/conv2d.h"
 #include "../activation.h"
 #include "../conv2d_gradients.h"
+#include "../conv2d_tuning.h"
 #include "../dtype.h"
 #include "../layout.h"
 #include "../optional_tensor.h"
 #include "conv2d_epilogue.h"
 #include "conv2d_winograd.h"
 #include "runtime.h"
+#include "stopwatch.h"
 
 namespace d2lfast::ops {
 
@@ -182,12 +184,35 @@ at::Tensor weight_gradient(Conv2dAlgorithm algorithm, const Conv2dShape& s, cons
   }
 }
 
+// A number that tells models of GPUs apart; 1 where there is none, and where nobody asks for measurements.
+int64_t gpu_model() {
+  int device = 0;
+  if (!tuning_enabled() || cudaGetDevice(&device) != cudaSuccess) return 1;
+  int64_t model = 1;
+  for (const auto attribute : {cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor,
+                               cudaDevAttrMultiProcessorCount, cudaDevAttrGlobalMemoryBusWidth}) {
+    int value = 0;
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+    model = model * 10000 + value;
+  }
+  return model;
+}
+
 Conv2dShape cuda_shape(const at::Tensor& input, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
                        at::IntArrayRef dilation, int64_t groups) {
   Conv2dShape shape = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
-  shape.cuda = true;
+  shape.cuda = gpu_model();
+  shape.tf32 = shape.dtype == DType::kFloat32 && takes_tf32();
   return shape;
+}
+
+// The algorithm of a pass, measured where that is asked for; `run` computes the pass.
+template <typename Run>
+Conv2dAlgorithm choose(const Conv2dShape& shape, Conv2dPass pass, std::string_view requested, Run&& run) {
+  if (!tuning_enabled() || capturing()) return choose_conv2d_algorithm(shape, pass, requested);
+  return measure_conv2d_algorithm(shape, pass, requested,
+                                  [&](Conv2dAlgorithm each) { return device_seconds([&] { run(each); }); });
 }
 
 at::Tensor conv2d_cuda(const at::Tensor& input, const at::Tensor& weight,
@@ -195,25 +220,27 @@ at::Tensor conv2d_cuda(const at::Tensor& input, const at::Tensor& weight,
                        at::IntArrayRef dilation, int64_t groups, std::string_view activation_name,
                        std::string_view requested, const std::optional<at::Tensor>& residual) {
   const at::Tensor images = batched(input);
-  const Conv2dShape shape = cuda_shape(images, weight, bias, stride, padding, dilation, groups);
   const DeviceGuard guard(input.device());
+  const Conv2dShape shape = cuda_shape(images, weight, bias, stride, padding, dilation, groups);
   const Activation activation = parse_activation(activation_name);
-  const auto algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kForward, requested);
-  if (algorithm == Conv2dAlgorithm::kAten) {
+  const auto forward = [&](Conv2dAlgorithm algorithm) {
+    if (algorithm == Conv2dAlgorithm::kAten) {
+      return conv2d_epilogue(
+          input, residual, activation,
+          at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups));
+    }
     const at::Tensor output =
-        at::convolution(images, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
-    return like_batching_of(input, conv2d_epilogue(input, residual, activation, output));
-  }
-  const at::Tensor output =
-      at::empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},
-                images.options().memory_format(conv2d_layout(images, weight)));
-  const at::Tensor added = conv2d_residual(input, residual, output);
-  if (output.numel() > 0) {
-    const Conv2dEpilogue epilogue{given(bias) ? &*bias : nullptr, added.defined() ? &added : nullptr,
-                                  activation};
-    convolution_of(algorithm)(shape, images, weight, epilogue, false, output);
-  }
-  return like_batching_of(input, output);
+        at::empty({shape.batch, shape.result_channels, shape.result_height(), shape.result_width()},
+                  images.options().memory_format(conv2d_layout(images, weight)));
+    const at::Tensor added = conv2d_residual(input, residual, output);
+    if (output.numel() > 0) {
+      const Conv2dEpilogue epilogue{given(bias) ? &*bias : nullptr, added.defined() ? &added : nullptr,
+                                    activation};
+      convolution_of(algorithm)(shape, images, weight, epilogue, false, output);
+    }
+    return output;
+  };
+  return like_batching_of(input, forward(choose(shape, Conv2dPass::kForward, requested, forward)));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cuda(
@@ -222,39 +249,62 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cuda(
     at::IntArrayRef dilation, int64_t groups, std::string_view activation_name, std::string_view requested,
     std::array<bool, 3> output_mask) {
   const at::Tensor images = batched(input);
-  const Conv2dShape shape = cuda_shape(images, weight, std::nullopt, stride, padding, dilation, groups);
   const DeviceGuard guard(input.device());
+  const Conv2dShape shape = cuda_shape(images, weight, std::nullopt, stride, padding, dilation, groups);
   const Activation activation = parse_activation(activation_name);
   const bool activated = activation != Activation::kNone;
   TORCH_CHECK(!activated || (output.has_value() && output->defined()),
               "the gradient through an activation needs the output");
-  const at::Tensor grad = activated ? activation_backward(batched(grad_output), batched(*output), activation)
-                                    : batched(grad_output);
   const auto format = conv2d_layout(images, weight);
+  const at::Tensor grad = (activated ? activation_backward(batched(grad_output), batched(*output), activation)
+                                     : batched(grad_output))
+                              .contiguous(format);
   auto [wants_input, wants_weight, wants_bias] = output_mask;
   at::Tensor grad_input, grad_weight, grad_bias;
   const bool empty = images.numel() == 0 || grad.numel() == 0;
-  const auto input_algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kGradInput, requested);
-  if (wants_input && !empty && input_algorithm != Conv2dAlgorithm::kAten) {
-    grad_input = at::empty(images.sizes(), images.options().memory_format(format));
-    convolution_of(input_algorithm)(shape, grad, weight, {}, true, grad_input);
-    wants_input = false;
+  const auto aten = [&](std::array<bool, 3> mask) {
+    return at::convolution_backward(grad, images, weight, at::IntArrayRef{shape.result_channels}, stride,
+                                    padding, dilation, false, {0, 0}, groups, mask);
+  };
+  // Undefined: torch's, together with what else is.
+  const auto of_input = [&](Conv2dAlgorithm algorithm) {
+    if (algorithm == Conv2dAlgorithm::kAten) return at::Tensor();
+    const at::Tensor result = at::empty(images.sizes(), images.options().memory_format(format));
+    convolution_of(algorithm)(shape, grad, weight, {}, true, result);
+    return result;
+  };
+  const auto of_weight = [&](Conv2dAlgorithm algorithm) {
+    if (algorithm == Conv2dAlgorithm::kAten) return at::Tensor();
+    return weight_gradient(algorithm, shape, grad, images, weight, format);
+  };
+  const auto chosen = [&](Conv2dPass pass, const auto& compute, std::array<bool, 3> mask) {
+    return choose(shape, pass, requested, [&](Conv2dAlgorithm algorithm) {
+      if (!compute(algorithm).defined()) aten(mask);
+    });
+  };
+  if (wants_input && !empty) {
+    grad_input = of_input(chosen(Conv2dPass::kGradInput, of_input, {true, false, false}));
+    wants_input = !grad_input.defined();
   }
-  const auto weight_algorithm = choose_conv2d_algorithm(shape, Conv2dPass::kGradWeight, requested);
-  if ((wants_weight || wants_bias) && !empty && weight_algorithm != Conv2dAlgorithm::kAten) {
-    if (wants_weight) grad_weight = weight_gradient(weight_algorithm, shape, grad, images, weight, format);
-    if (wants_bias) grad_bias = at::sum(grad, {0, 2, 3});
-    wants_weight = wants_bias = false;
+  if (wants_weight && !empty) {
+    grad_weight = of_weight(chosen(Conv2dPass::kGradWeight, of_weight, {false, true, false}));
+    wants_weight = !grad_weight.defined();
+  }
+  // cuDNN's gradient of the bias is a sum too, but where it finds the weight's it comes with it.
+  if (wants_bias && !wants_weight && !empty) {
+    grad_bias = at::sum(grad, {0, 2, 3});
+    wants_bias = false;
   }
   return conv2d_gradients(input, {grad_input, grad_weight, grad_bias},
-                          {wants_input, wants_weight, wants_bias}, [&](std::array<bool, 3> mask) {
-                            return at::convolution_backward(grad, images, weight,
-                                                            at::IntArrayRef{shape.result_channels}, stride,
-                                                            padding, dilation, false, {0, 0}, groups, mask);
-                          });
+                          {wants_input, wants_weight, wants_bias}, aten);
 }
 
+// What the measurements of the current GPU are found by.
+std::tuple<int64_t, bool> settings() { return {gpu_model(), takes_tf32()}; }
+
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(d2lfast, m) { m.def("_cuda_conv2d_settings() -> (int, bool)", settings); }
 
 TORCH_LIBRARY_IMPL(d2lfast, D2LFAST_CUDA_KEY, m) {
   m.impl("conv2d", conv2d_cuda);

@@ -168,7 +168,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
         recurrent_reference(exact(input), batch_sizes, exact(hx), lstm ? Optional(exact(*cx)) : Optional(), w,
                             mode, bias, projected, reverse);
     const at::ScalarType type = hx.scalar_type();
-    return {y.to(type), h.to(type), c.to(type), saved, cells};
+    // Nobody reads what is saved, but an operator's results are defined.
+    return {y.to(type), h.to(type), c.to(type), saved.zero_(), cells.zero_()};
   }
   for (int64_t d = 0; d < l.directions; ++d) {
     const Tensor recurrent = call.weight(d, 1).contiguous(), products = call.products(d);

@@ -90,8 +90,9 @@ const bool installed = [] {
 }();
 
 // "record": keep launches; "dry": keep and do not run; "far": keep, and of launches of more than kFarBlocks
-// run the last block only, which has the last elements; "run": run only. Returns the launches kept so far, a
-// line of grid, block, bytes of shared memory and the kernel's type for each, and forgets them.
+// run the last block only, which has the last elements; "capture": keep, as while a graph is captured; "run":
+// run only. Returns the launches kept so far, a line of grid, block, bytes of shared memory and the kernel's
+// type for each, and forgets them.
 std::string control(std::string_view mode) {
   auto& grid = emulation::Grid::get();
   std::string text;
@@ -107,6 +108,7 @@ std::string control(std::string_view mode) {
   grid.recording = mode != "run";
   grid.dry = mode == "dry";
   grid.far = mode == "far";
+  emulation::capturing = mode == "capture";
   return text;
 }
 

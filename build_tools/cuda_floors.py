@@ -30,7 +30,7 @@ from d2lfast.bench.cases_batch_norm import batch_norm_case  # noqa: E402
 from d2lfast.bench.cases_book import Convolution, convolutions  # noqa: E402
 from d2lfast.bench.cases_conv2d import conv2d_case  # noqa: E402
 from d2lfast.bench.cases_pool2d import adaptive_case, pool2d_case  # noqa: E402
-from d2lfast.bench.gpu import COPY_RATE, PRODUCT_RATE  # noqa: E402
+from d2lfast.bench.gpu import H200  # noqa: E402
 from d2lfast.bench.registry import cases  # noqa: E402
 from d2lfast.models.registry import NETWORKS  # noqa: E402
 
@@ -63,7 +63,7 @@ def floor_rows(named: Iterable[tuple[str, Case]]) -> Iterator[str]:
     for name, case in named:
         works = [case.work(what) for what in Pass]
         moved = [work.bytes(torch.bfloat16) for work in works]
-        times = [(size / COPY_RATE, work.flops / PRODUCT_RATE) for size, work in zip(moved, works)]
+        times = [(size / H200.copied, work.flops / H200.products) for size, work in zip(moved, works)]
 
         def pair(values):
             return " / ".join(f"{value:.3g}" for value in values)

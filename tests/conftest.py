@@ -6,13 +6,22 @@ os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 import pytest
 import torch
 
+EMULATED = "D2LFAST_EMULATED_CUDA" in os.environ
+ON_GPU = EMULATED or os.environ.get("D2LFAST_TEST_DEVICE", "cpu") != "cpu"
+
 # The emulated GPU (tests/cuda/emulation): the CUDA operators and kernels take the place of the CPU's.
-if "D2LFAST_EMULATED_CUDA" in os.environ:
+if EMULATED:
     import d2lfast  # noqa: F401
 
     torch.ops.load_library(os.environ["D2LFAST_EMULATED_CUDA"])
 
 pytest.register_assert_rewrite("ops.op_tester", "ops.opinfo", "d2lfast.testing")
+
+
+def pytest_collection_modifyitems(config, items):
+    foreign = "cpu" if ON_GPU else "cuda"
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(foreign)])
+    items[:] = [item for item in items if not item.get_closest_marker(foreign)]
 
 
 def pytest_generate_tests(metafunc):

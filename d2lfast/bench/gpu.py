@@ -1,7 +1,8 @@
 """Native and d2lfast on a CUDA device: `python -m d2lfast.bench.gpu --out FILE.csv`.
 
-Times are of CUDA graph replays, so that neither side pays for launches from Python; every call's inputs are
-larger than the caches only where the case is. A case that cannot be captured is timed eagerly.
+Times of kernels are of CUDA graph replays, so that neither side pays for launches from Python; every call's
+inputs are larger than the caches only where the case is. A case that cannot be captured is timed eagerly.
+Convolutions take the algorithm that autotuning finds. Networks take training steps, ours also as a graph.
 """
 
 import argparse
@@ -9,20 +10,38 @@ import csv
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 import d2lfast
 from d2lfast.bench.case import Case, Layout, Pass, Sample, make_sample
+from d2lfast.bench.networks import Contender
 from d2lfast.bench.registry import cases
 from d2lfast.bench.runner import call_for, grads_for
+from d2lfast.models.registry import NETWORKS
 
 Call = Callable[[], object]
-# Bytes and operations in a second of an H200: a copy, and a bfloat16 product. Of the floor column.
-COPY_RATE, PRODUCT_RATE, FLOAT_RATE = 4.3e12, 790e12, 60e12
+# Networks whose time is the launching of their kernels.
+LAUNCH_BOUND = ("lenet", "rnn")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second; the floor column holds against it."""
+
+    copied: float = 4.3e12  # bytes read and written, of a copy
+    products: float = 790e12  # operations of a bfloat16 product
+    floats: float = 60e12  # of a float32 product
+
+    def of(self, dtype: torch.dtype) -> float:
+        """Operations in a second for tensors of a dtype."""
+        return self.products if dtype.itemsize == 2 else self.floats
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,22 @@ def on_device(sample: Sample, device: str) -> Sample:
     )
 
 
+H200 = Rates()
+
+
+def measured_rates() -> Rates:
+    """Of the current device: a copy of 2 GiB, and products of 8192 x 8192 matrices."""
+    source = torch.randn(2**29, device="cuda")
+    target = torch.empty_like(source)
+    (copy,) = cuda_milliseconds([lambda: target.copy_(source)])
+    operations = []
+    for dtype in (torch.bfloat16, torch.float32):
+        a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
+        (product,) = cuda_milliseconds([lambda a=a, b=b: a @ b], rounds=3)  # type: ignore[misc]
+        operations.append(2e3 * 8192**3 / product)
+    return Rates(2e3 * source.numel() * source.itemsize / copy, *operations)
+
+
 def replayed(call: Call) -> Call:
     """The call as a CUDA graph, or itself where it cannot be captured."""
     stream = torch.cuda.Stream()
@@ -114,6 +149,7 @@ def rows_of(
     dtype: torch.dtype,
     device: str = "cuda",
     milliseconds: Callable[[Sequence[Call]], list[float]] = cuda_milliseconds,
+    rates: Rates = H200,
 ) -> Iterable[GpuRow]:
     """Forward, and forward with backward, of a case in each layout."""
     for what in Pass:
@@ -126,8 +162,7 @@ def rows_of(
                     calls.append(call_for(sample.function(maker), sample, what, grads_for(case, sample)))
             times = dict(zip(keys, milliseconds(calls)))
         work = case.work(what)
-        rate = PRODUCT_RATE if dtype.itemsize == 2 else FLOAT_RATE
-        floor = 1e3 * max(work.bytes(dtype) / COPY_RATE, work.flops / rate)
+        floor = 1e3 * max(work.bytes(dtype) / rates.copied, work.flops / rates.of(dtype))
         best = min(times["native", layout] for layout in case.layouts)
         for layout in case.layouts:
             ours, native = times["ours", layout], times["native", layout]
@@ -147,6 +182,48 @@ def rows_of(
                 floor_ms=floor,
                 share_of_floor=floor / ours,
             )
+
+
+def wall_milliseconds(calls: Sequence[Call], rounds: int = 15) -> list[float]:
+    """Medians of the calls, which wait for the device themselves and run in turn."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for taken, call in zip(times, calls):
+            start = time.perf_counter()
+            call()
+            taken.append(1e3 * (time.perf_counter() - start))
+    return [median(taken) for taken in times]
+
+
+def network_rows(
+    name: str,
+    device: str = "cuda",
+    milliseconds: Callable[[Sequence[Call]], list[float]] = wall_milliseconds,
+    graph: Callable[..., object] = d2lfast.cuda_graph,
+) -> Iterable[GpuRow]:
+    """A training step at the book's batch: native and ours launched kernel by kernel, and ours as a graph."""
+    network = NETWORKS[name]
+    example = network.example(network.batch_size, network.shape)
+    inputs, target = tuple(x.to(device) for x in example.inputs), example.target.to(device)
+
+    def contender(layers: Any) -> Contender:
+        model = network.build(seed=0, layers=layers, **network.sizes_for(network.shape))
+        return Contender(model.to(device).train(), inputs, target, network, layers)
+
+    native, ours = contender(torch.nn), contender(d2lfast.nn)
+    graphed = Contender(deepcopy(ours.model), inputs, target, network, d2lfast.nn)
+    graph(graphed.model, *inputs)
+    steps = [native.train, ours.train, graphed.train]
+    for step in steps:
+        for _ in range(3):
+            step()
+    of_native, *of_ours = milliseconds(steps)
+    for algorithm, taken in zip(("launched", "cuda_graph"), of_ours):
+        case, speedup, unknown = f"network {name}, {network.batch_size}", of_native / taken, float("nan")
+        yield GpuRow(
+            case, "training step", "-", "float32", algorithm, of_native, of_native, taken, speedup, speedup,
+            unknown, unknown, unknown, unknown,
+        )  # fmt: skip
 
 
 def algorithm_of(case: Case, what: Pass, layout: Layout, dtype: torch.dtype) -> str:
@@ -179,28 +256,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=75, help="stop beginning new cases after these")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + options.seconds
+    d2lfast.backends.conv2d.autotune = True
+    rates = measured_rates()
+    work = [(name, partial(network_rows, name)) for name in LAUNCH_BOUND]
+    for dtype in (torch.float32, torch.bfloat16):
+        work += [(f"{case.name}, {dtype}", partial(rows_of, case, dtype, rates=rates)) for case in cases()]
     rows: list[GpuRow] = []
     failures, skipped = [], 0
     print(
         f"{'case':44} {'pass':16} {'layout':13} {'dtype':8} {'ours ms':>9} {'x same':>6} {'x best':>6} floor"
     )
-    for dtype in (torch.float32, torch.bfloat16):
-        for case in cases():
-            if time.monotonic() > deadline:
-                skipped += 1
-                continue
-            try:
-                made = list(rows_of(case, dtype))
-            except (RuntimeError, NotImplementedError) as error:
-                failures.append(f"{case.name}, {dtype}: {str(error).partition(chr(10))[0]}")
-                continue
-            for row in made:
-                print(
-                    f"{row.case:44} {row.what:16} {row.layout:13} {row.dtype:8} {row.ours_ms:9.4f} "
-                    f"{row.speedup_same_layout:6.2f} {row.speedup_best_native:6.2f} {row.share_of_floor:5.0%}"
-                )
-            rows += made
-    write(options.out, rows, machine())
+    for name, measure in work:
+        if time.monotonic() > deadline:
+            skipped += 1
+            continue
+        try:
+            made = list(measure())
+        except (RuntimeError, NotImplementedError) as error:
+            failures.append(f"{name}: {str(error).partition(chr(10))[0]}")
+            continue
+        for row in made:
+            print(
+                f"{row.case:44} {row.what:16} {row.layout:13} {row.dtype:8} {row.ours_ms:9.4f} "
+                f"{row.speedup_same_layout:6.2f} {row.speedup_best_native:6.2f} {row.share_of_floor:5.0%}"
+            )
+        rows += made
+    write(options.out, rows, {**machine(), **{name: f"{rate:.4g}" for name, rate in asdict(rates).items()}})
     for failure in failures:
         print(f"failed: {failure}")
     if skipped:

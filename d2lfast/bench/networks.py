@@ -56,8 +56,8 @@ class NetworkOutcome:
 
 
 @dataclass
-class _Contender:
-    """A model with a batch in its layout."""
+class Contender:
+    """A model with a batch in its layout, for steps whose end is waited for."""
 
     model: nn.Module
     inputs: tuple[Tensor, ...]
@@ -69,14 +69,17 @@ class _Contender:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
 
     def loss(self) -> Tensor:
+        """Of the batch."""
         return self.network.loss(self.model(*self.inputs), self.target, self.layers)
 
     def infer(self) -> None:
+        """Compute the outputs, without gradients."""
         with torch.no_grad():
             self.model(*self.inputs)
         self._wait()
 
     def train(self) -> None:
+        """Take a step."""
         self.optimizer.zero_grad()
         self.loss().backward()
         self.optimizer.step()
@@ -122,7 +125,7 @@ def run_network(
     inputs, target = tuple(x.to(device) for x in example.inputs), example.target.to(device)
     layouts = list(Layout) if len(shape) == 3 else [Layout.NCHW]
     outcome = NetworkOutcome(name)
-    contenders: dict[tuple[str, Layout], _Contender] = {}
+    contenders: dict[tuple[str, Layout], Contender] = {}
     for layout in layouts:
         for side, layers in (("native", nn), ("ours", None)):
             options: dict[str, Any] = {} if layers is None else {"layers": layers}
@@ -152,18 +155,18 @@ def run_network(
 
 def _placed(
     model: nn.Module, layout: Layout, inputs: Sequence[Tensor], target: Tensor, network: Network, layers: Any
-) -> _Contender:
+) -> Contender:
     if layout is Layout.CHANNELS_LAST:
         # The method's overloads do not know the keyword alone.
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
-    return _Contender(model, tuple(inputs), target, network, layers)
+    return Contender(model, tuple(inputs), target, network, layers)
 
 
-def _add_compiled(contenders: dict[tuple[str, Layout], _Contender], outcome: NetworkOutcome) -> None:
+def _add_compiled(contenders: dict[tuple[str, Layout], Contender], outcome: NetworkOutcome) -> None:
     native = contenders["native", Layout.NCHW]
     torch.compiler.reset()
-    compiled = _Contender(torch.compile(native.model), native.inputs, native.target, native.network)  # type: ignore[arg-type]
+    compiled = Contender(torch.compile(native.model), native.inputs, native.target, native.network)  # type: ignore[arg-type]
     try:
         for mode in (False, True):
             compiled.model.train(mode)
@@ -190,7 +193,7 @@ def _no_dropout(model: nn.Module) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _results(contender: _Contender) -> dict[str, Tensor]:
+def _results(contender: Contender) -> dict[str, Tensor]:
     """Output in evaluation; loss and gradient in training, without dropout. Statistics are put back."""
     model = contender.model
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

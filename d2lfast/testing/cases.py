@@ -24,7 +24,8 @@ class Case:
         layouts: layout of each argument, and of the output gradients under "grad_output".
         differentiable: arguments that require a gradient; None: all that can.
         used: outputs that the gradient flows back from; None: all.
-        values: "normal", or "ties" for small integers.
+        values: "normal", "ties" for small integers, or "trained": normal, but weights such that the errors of
+            a recurrent layer do not grow from step to step.
         seed: of the values.
     """
 
@@ -80,6 +81,8 @@ def inputs_of(case: Case, device: str = DEVICE) -> Tensors:
         value = _values(shape, case.values, generator)
         if name == "running_var":
             value = value.abs() + 0.5
+        if case.values == "trained" and name.startswith("w_"):
+            value *= shape[1] ** -0.5
         value = value.to(device, case.dtypes.get(name, case.dtype))
         tensors[name] = in_layout(value, case.layouts.get(name, "contiguous"))
     return tensors

@@ -11,25 +11,19 @@ import pytest
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent
 
-# Families and the operator tests that run with their CUDA operators in the place of the CPU's.
+# The operator tests that run with the CUDA operators in the place of the CPU's, but for those marked `cpu`.
 FAMILIES = {
-    "pool2d": (["ops/test_pool2d.py"], ""),
-    "adaptive_pool2d": (["ops/test_adaptive_pool2d.py"], ""),
-    # Partial means of a channel that is one value over and over round apart, which the tolerances of sums
-    # taken in order leave no room for.
-    "batch_norm": (["ops/test_batch_norm.py"], "not (layouts and train and broadcast)"),
-    "recurrent": (["ops/test_recurrent.py"], ""),
-    "recurrent_layer": (["ops/test_recurrent_layer.py"], "forward_and_gradients and not large"),
-    # Without the cases of many channels, which are what `aten` is for, and the algorithms of the CPU alone.
-    "conv2d": (
-        ["ops/test_conv2d.py"],
-        "(forward_and_gradients or nonfinite) and not wide_channels and not Channels and not Planes",
-    ),
-    "conv2d_winograd": (
-        ["ops/test_conv2d_winograd.py"],
-        "forward_and_gradients or nonfinite or one_value_does_not_spread",
-    ),
+    "pool2d": ["test_pool2d.py", "test_adaptive_pool2d.py"],
+    "batch_norm": ["test_batch_norm.py"],
+    "recurrent": ["test_recurrent.py"],
+    "recurrent_layer": ["test_recurrent_layer.py"],
+    "conv2d": ["test_conv2d.py", "test_conv2d_residual.py"],
+    "conv2d_implicit": ["test_conv2d_implicit.py"],
+    "conv2d_winograd": ["test_conv2d_winograd.py"],
 }
+# Partial means of a channel that is one value over and over round apart, which the tolerances of sums taken
+# in order leave no room for.
+INACCURATE = "not (TestBatchNorm and layouts and train and broadcast)"
 
 
 @pytest.fixture(scope="session")
@@ -49,18 +43,22 @@ def on_emulated_gpu(library, *command, **variables):
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]
 
 
+def operator_tests(library, family, expression="", **variables):
+    files = [f"ops/{name}" for name in FAMILIES[family]]
+    workers = str(os.cpu_count() or 1)
+    on_emulated_gpu(library, "-m", "pytest", "-n", workers, *files, "-k", expression, **variables)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_operators(library, family):
-    files, expression = FAMILIES[family]
-    on_emulated_gpu(library, "-m", "pytest", *files, "-k", expression)
+    operator_tests(library, family, INACCURATE if family == "batch_norm" else "")
 
 
 @pytest.mark.parametrize("shared_bytes", ["3000", "14000"])
 def test_recurrent_layers_of_several_blocks(library, shared_bytes):
     """On a GPU whose blocks have so little shared memory that small layers are shared out."""
-    files, expression = FAMILIES["recurrent_layer"]
-    command = ("-m", "pytest", *files, "-k", expression)
-    on_emulated_gpu(library, *command, D2LFAST_EMULATED_SHARED_BYTES=shared_bytes)
+    expression = "forward_and_gradients and not large"
+    operator_tests(library, "recurrent_layer", expression, D2LFAST_EMULATED_SHARED_BYTES=shared_bytes)
 
 
 def test_random_cases(library):
@@ -68,7 +66,8 @@ def test_random_cases(library):
 
 
 def test_launches(library):
-    on_emulated_gpu(library, "-m", "pytest", "cuda/launches.py", "cuda/launches_conv2d.py")
+    files = ("launches.py", "launches_conv2d.py", "launches_autotune.py")
+    on_emulated_gpu(library, "-m", "pytest", *(f"cuda/{name}" for name in files))
 
 
 def test_far_end(library):

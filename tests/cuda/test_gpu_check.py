@@ -67,8 +67,15 @@ def test_rows_and_file(tmp_path):
     rows = list(gpu.rows_of(case, torch.float32, "cpu", milliseconds))
     assert len(rows) == 2 * len(case.layouts)
     assert all(row.speedup_same_layout == 2 and row.floor_ms > 0 for row in rows)
+    rows += gpu.network_rows(
+        "lenet", "cpu", milliseconds=lambda steps: [6.0, 3.0, 2.0], graph=lambda *_: None
+    )
+    assert [(row.algorithm, row.speedup_best_native) for row in rows[-2:]] == [
+        ("launched", 2),
+        ("cuda_graph", 3),
+    ]
     path = tmp_path / "folder" / "table.csv"
     gpu.write(path, rows, {"device": "none"})
     first, *table = path.read_text().splitlines()
     assert first == "# device: none"
-    assert [row["case"] for row in csv.DictReader(table)] == [case.name] * len(rows)
+    assert [row["case"] for row in csv.DictReader(table)] == [row.case for row in rows]

@@ -306,6 +306,7 @@ class OpTester:
 
     # ---- State of torch ----
 
+    @pytest.mark.cpu
     def test_threads_do_not_change_a_bit(self):
         for case in self.threaded:
             results = []

@@ -137,6 +137,7 @@ class TestConv2d(OpTester):
     )
     exported = conv((3, 4, 9, 9), (6, 4, 3, 3), padding=1, stride=2)
 
+    @pytest.mark.cpu
     def test_threads_do_not_change_a_bit(self):
         """But for the passes that the table gives to torch: oneDNN splits its sums by threads."""
         names = {"output": "forward", "input": "grad_input", "weight": "grad_weight", "bias": "grad_weight"}
@@ -354,7 +355,9 @@ class TestConv2dPlanes(TestConv2d):
         ((2, 32, 14, 13), (32, 1, 2, 2), {"padding": 3, "groups": 32, "stride": 2}),
         ((2, 32, 9, 9), (32, 2, 1, 1), {"padding": 0, "groups": 16, "stride": 3}),
         # Past the caches.
-        ((3, 32, 240, 240), (32, 1, 3, 3), {"padding": 1, "groups": 32}),
+        pytest.param(
+            (3, 32, 240, 240), (32, 1, 3, 3), {"padding": 1, "groups": 32}, marks=pytest.mark.cpu, id="large"
+        ),
     ],
 )
 def test_gradients_together_are_those_alone(shape, weight, options, algorithm, activation, dtype):

@@ -10,6 +10,8 @@ from ops.test_conv2d import conv
 import d2lfast
 from d2lfast.testing import check
 
+pytestmark = pytest.mark.cpu
+
 named = naming(partial(conv, algorithm="batch"))
 
 

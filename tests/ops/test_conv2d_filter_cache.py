@@ -8,6 +8,8 @@ import torch
 import d2lfast
 from d2lfast.nn import functional as F
 
+pytestmark = pytest.mark.cpu
+
 # The first with transformed filters that fit into the caches, the second with ones that do not.
 SIZES = ((2, 16, 8, 8, 32), (1, 200, 6, 6, 260))
 

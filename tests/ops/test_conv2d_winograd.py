@@ -200,6 +200,7 @@ def test_one_algorithm_for_each_pass():
             pass
 
 
+@pytest.mark.cpu
 def test_it_can_be_forbidden():
     backend = d2lfast.backends.conv2d
     assert backend.allow_winograd

@@ -10,8 +10,8 @@ MODES = {"rnn_layer": "tanh", "gru_layer": "gru", "lstm_layer": "lstm"}
 
 
 def layer(operator):
-    def case(*sizes, bias=True, projection=0, **options):
-        return Case(operator, layer_shapes(operator, *sizes, bias, projection), options)
+    def case(*sizes, bias=True, projection=0, values="normal", **options):
+        return Case(operator, layer_shapes(operator, *sizes, bias, projection), options, values=values)
 
     return case, naming(case)
 
@@ -23,11 +23,11 @@ def sizes(named):
         named("book_batch", 3, 130, 28, 32),
         named("one", 1, 1, 1, 1),
         named("prime", 5, 7, 13, 17),
-        named("large", 3, 5, 130, 150),
-        named("large_batch", 2, 131, 100, 140),
+        named("large", 3, 5, 130, 150, values="trained"),
+        named("large_batch", 2, 131, 100, 140, values="trained"),
         named("no_bias", 3, 4, 11, 9, bias=False),
         named("reverse", 3, 33, 5, 20, reverse=True),
-        named("large_reverse", 3, 5, 130, 150, reverse=True),
+        named("large_reverse", 3, 5, 130, 150, values="trained", reverse=True),
         named("empty_batch", 2, 0, 5, 6),
     )
 
@@ -56,12 +56,9 @@ def refusals(case):
     )
 
 
-def scaled(case):
-    """The tensors of a case with weights as of a trained layer: errors do not grow from step to step."""
-    return {
-        n: x * case.shapes["w_hh"][1] ** -0.5 if n[0] == "w" and x is not None else x
-        for n, x in inputs_of(case).items()
-    }
+def trained(case):
+    """The tensors of a case with weights as of a trained layer."""
+    return inputs_of(case.replace(values="trained"))
 
 
 class LayerTester(OpTester):
@@ -80,7 +77,7 @@ class LayerTester(OpTester):
     def test_one_hot_rows_and_tokens(self, hidden):
         """Rows with a single 1 and integer tokens give what the product gives."""
         case = type(self).case(4, 33, 40, hidden)
-        t = scaled(case)
+        t = trained(case)
         tokens = torch.randint(0, 40, (4, 33))
         leaves = [t[n].requires_grad_() for n in ("w_ih", "w_hh", "hx", "b_ih", "b_hh")]
         rows = functional.one_hot(tokens, 40).float()
@@ -121,7 +118,7 @@ class LayerTester(OpTester):
     @pytest.mark.parametrize("hidden", [150, 600])
     def test_threads_split_the_rows_or_the_units(self, hidden):
         """By the size of the recurrent weight; weights as of a trained layer, whose errors do not grow."""
-        t = scaled(type(self).case(4, 30, 40, hidden))
+        t = trained(type(self).case(4, 30, 40, hidden))
         exact = {n: None if x is None else x.double().requires_grad_() for n, x in t.items()}
         names = [n for n, x in t.items() if x is not None]
         for n in names:
@@ -163,7 +160,7 @@ class LayerTester(OpTester):
         """Sequences of falling lengths, one after the other's steps: each as if it were alone."""
         for sizes in ((3, 5, 4, 6), (4, 40, 9, 20), (4, 6, 100, 150)):
             steps, batch = sizes[:2]
-            t = scaled(type(self).case(*sizes))
+            t = trained(type(self).case(*sizes))
             lengths = sorted((1 + i % steps for i in range(batch)), reverse=True)
             packed = torch.nn.utils.rnn.pack_padded_sequence(t["input"], lengths)
             for reverse in (False, True):

@@ -35,20 +35,22 @@ class Step:
 def steps(python: str, arch: str, parallel: bool, csv: Path) -> list[Step]:
     """The steps in their order; `parallel`: pytest-xdist is installed."""
     jobs = str(min(16, os.cpu_count() or 1))
-    spread = ["-n", "6"] if parallel else []
     pytest = [python, "-m", "pytest"]
+    suite = [*pytest, *(["-n", jobs] if parallel else [])]
     on_device = {"D2LFAST_TEST_DEVICE": "cuda"}
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all", "--tool"]
     build = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch, "MAX_JOBS": jobs}
-    marked = [*pytest, "tests/cuda", "-m", "sanitizer"]
+    marked = [*pytest, "tests/cuda", "tests/ops", "-m", "sanitizer"]
+    modules = ["tests/nn", "tests/models/test_twins.py"]
     return [
         Step("build", [python, "setup.py", "--quiet", "build_ext", "--inplace"], 180, build),
-        Step("device", [*pytest, "tests/cuda", "-m", "gpu"], 90),
-        Step("operators", [*pytest, "tests/ops", "-m", "not isa", *spread], 150, on_device),
-        Step("fuzz", [*pytest, "tests/fuzz", *spread], 90, on_device),
-        Step("memcheck", [*sanitizer, "memcheck", *marked], 60, tool="compute-sanitizer"),
-        Step("racecheck", [*sanitizer, "racecheck", *marked], 60, tool="compute-sanitizer"),
+        Step("device", [*pytest, "tests/cuda", "-m", "gpu"], 60),
+        Step("operators", [*suite, "tests/ops"], 120, on_device),
+        Step("modules", [*suite, *modules], 60, on_device),
+        Step("fuzz", [*suite, "tests/fuzz"], 60, on_device),
         Step("benchmark", [python, "-m", "d2lfast.bench.gpu", "--out", str(csv)], 90),
+        Step("memcheck", [*sanitizer, "memcheck", *marked], 60, on_device, "compute-sanitizer"),
+        Step("racecheck", [*sanitizer, "racecheck", *marked], 60, on_device, "compute-sanitizer"),
     ]
 
 

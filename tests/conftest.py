@@ -7,7 +7,8 @@ import pytest
 import torch
 
 EMULATED = "D2LFAST_EMULATED_CUDA" in os.environ
-ON_GPU = EMULATED or os.environ.get("D2LFAST_TEST_DEVICE", "cpu") != "cpu"
+DEVICE = os.environ.get("D2LFAST_TEST_DEVICE", "cpu")
+ON_GPU = EMULATED or DEVICE != "cpu"
 
 # The emulated GPU (tests/cuda/emulation): the CUDA operators and kernels take the place of the CPU's.
 if EMULATED:
@@ -40,9 +41,11 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(autouse=True)
 def torch_state():
-    """Two threads, and no switch of torch left over by the test before."""
+    """Two threads, tensors on the device, and no switch of torch left over by the test before."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
+    if DEVICE != "cpu":
+        torch.set_default_device(DEVICE)
     # The references on a GPU are exact too.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield

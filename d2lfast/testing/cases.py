@@ -61,8 +61,8 @@ class Result:
 
 def _values(shape: Sequence[int], values: str, generator: torch.Generator) -> Tensor:
     if values == "ties":
-        return torch.randint(-2, 3, tuple(shape), generator=generator).double()
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+        return torch.randint(-2, 3, tuple(shape), generator=generator, device="cpu").double()
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64, device="cpu")
 
 
 # Where the tests' tensors are, unless a call says otherwise (`make gpu-check` sets "cuda").

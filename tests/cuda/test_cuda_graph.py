@@ -1,10 +1,13 @@
-"""d2lfast.cuda_graph, and operators under capture on a device."""
+"""d2lfast.cuda_graph, and networks on a device."""
+
+import copy
 
 import pytest
 import torch
 
 import d2lfast
 from d2lfast import graphs
+from d2lfast.models import LeNet
 
 
 def test_refuses_other_devices():
@@ -63,3 +66,20 @@ def test_captured_network_trains_like_the_eager_one(layout):
         torch.testing.assert_close(got.grad, wanted.grad)
     for wanted, got in zip(eager.buffers(), graphed.buffers()):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_network_is_trained_by_ddp(tmp_path):
+    torch.manual_seed(0)
+    alone = LeNet().cuda()
+    images, labels = torch.randn(8, 1, 28, 28, device="cuda"), torch.randint(10, (8,), device="cuda")
+    torch.distributed.init_process_group("nccl", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        shared = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(alone), device_ids=[0])
+        for network in (alone, shared):
+            torch.nn.functional.cross_entropy(network(images), labels).backward()
+        for wanted, got in zip(alone.parameters(), shared.parameters()):
+            torch.testing.assert_close(got.grad, wanted.grad)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -30,7 +30,9 @@ def dry_run(*arguments):
 def test_dry_run_names_every_step():
     lines = dry_run()
     names = [line.split()[0] for line in lines]
-    assert names == ["build", "device", "operators", "fuzz", "memcheck", "racecheck", "benchmark"]
+    assert names == [
+        "build", "device", "operators", "modules", "fuzz", "benchmark", "memcheck", "racecheck",
+    ]  # fmt: skip
     assert "TORCH_CUDA_ARCH_LIST=9.0" in lines[0]
     assert len(dry_run("--only", "fuzz")) == 1
 

@@ -40,12 +40,12 @@ def max_pool2d():
 
 def image(shape, dtype, layout, seed=0):
     """Few distinct values, so that windows hold ties; some NaN and infinities."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(-4, 5, shape, generator=generator).to(dtype)
-    kind = torch.rand(shape, generator=generator)
+    generator = torch.Generator("cuda").manual_seed(seed)
+    values = torch.randint(-4, 5, shape, generator=generator, device="cuda").to(dtype)
+    kind = torch.rand(shape, generator=generator, device="cuda")
     values[kind < 0.02] = float("nan")
     values[(kind >= 0.02) & (kind < 0.06)] = -float("inf")
-    return values.cuda().contiguous(memory_format=layout)
+    return values.contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -59,7 +59,8 @@ def test_matches_torch(max_pool2d, case, dtype, layout):
         output, indices = pool(leaf, *window, return_indices=True)
         plain = pool(leaf.detach(), *window)
         # Integers: the sum of a gradient is exact in every order.
-        grad = torch.randint(-4, 5, output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+        torch.manual_seed(1)
+        grad = torch.randint(-4, 5, output.shape, device="cuda").to(output)
         (leaf_grad,) = torch.autograd.grad(output, leaf, grad)
         results.append((output, indices, plain, leaf_grad))
     for ours, native in zip(*results):

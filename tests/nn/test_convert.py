@@ -15,6 +15,7 @@ import d2lfast
 from d2lfast import convert, report, revert
 from d2lfast.convert import LAYERS, Row
 from d2lfast.nn import unfused
+from d2lfast.testing.cases import DEVICE
 
 IMAGE = (2, 4, 9, 8)
 MAKERS = {
@@ -63,7 +64,7 @@ class Net(nn.Module):
 
 
 def batch():
-    return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.rand(2, 1, 8, 8, generator=torch.Generator(DEVICE).manual_seed(0))
 
 
 def test_all_layers_have_a_case():

@@ -10,6 +10,7 @@ from torch import nn
 import d2lfast
 from d2lfast.models import blocks
 from d2lfast.nn import unfused
+from d2lfast.testing.cases import DEVICE
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 each_activation = pytest.mark.parametrize("act", ACTIVATIONS)
@@ -185,7 +186,7 @@ def operators(call):
 
 
 class TestSequential:
-    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator(DEVICE).manual_seed(0))
 
     def test_activations_are_not_run_on_their_own(self):
         model = block()
@@ -262,7 +263,7 @@ class TestSequential:
 
     def test_autocast(self):
         model = block().eval()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             result = model(self.x)
             expected = model[4](model[3](model[2](model[1](model[0](self.x)))))
         assert result.dtype == expected.dtype == torch.bfloat16

@@ -8,6 +8,7 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 import d2lfast
 from d2lfast.testing import assert_accurate
+from d2lfast.testing.cases import DEVICE
 from d2lfast.testing.compare import same
 
 REPLACED = (
@@ -54,7 +55,7 @@ def evaluate(module, arguments, dtype=None):
             (args, kwargs),
         )
     outputs = tensors_in(module(*args, **kwargs))
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(DEVICE).manual_seed(1)
     used, grads = [], []
     for x in outputs:
         if x.requires_grad:
@@ -82,7 +83,7 @@ def pair(name, input, dtype):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_forward_and_gradients(name, dtype, training):
     info = INFO[name]
-    inputs = info.module_inputs_func(info, "cpu", dtype, requires_grad=True, training=training)
+    inputs = info.module_inputs_func(info, DEVICE, dtype, requires_grad=True, training=training)
     assert inputs
     for input in inputs:
         arguments = (input.forward_input.args, input.forward_input.kwargs)
@@ -111,7 +112,7 @@ def test_forward_and_gradients(name, dtype, training):
 def test_errors(name, training):
     info = INFO[name]
     entries = info.module_error_inputs_func(
-        info, "cpu", torch.float32, requires_grad=False, training=training
+        info, DEVICE, torch.float32, requires_grad=False, training=training
     )
     assert entries
     for entry in entries:
@@ -146,7 +147,7 @@ def test_errors(name, training):
 @pytest.mark.parametrize("name", REPLACED)
 def test_inputs_are_not_written(name):
     info = INFO[name]
-    for input in info.module_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True):
+    for input in info.module_inputs_func(info, DEVICE, torch.float32, requires_grad=False, training=True):
         ours, _ = pair(name, input, torch.float32)
         arguments = (input.forward_input.args, input.forward_input.kwargs)
         before = copy.deepcopy(arguments)

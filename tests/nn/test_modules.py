@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import d2lfast
+from d2lfast.testing.cases import DEVICE
 
 F32 = torch.float32
 MODULES = (
@@ -65,7 +66,7 @@ def build(name, args, kwargs, shape):
     for nn in (d2lfast.nn, torch.nn):
         torch.manual_seed(3)
         modules.append(getattr(nn, name)(*args, **kwargs))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    x = torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(4))
     if name.startswith("Lazy"):
         for module in modules:
             torch.manual_seed(3)
@@ -196,7 +197,7 @@ class TestSequences:
         return build(name, args, kwargs, (7, 3, args[0]))
 
     def state(self, name, *shape):
-        h = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+        h = torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(5))
         return (h, torch.tanh(h.flip(0))) if name == "LSTM" else h
 
     def test_given_state(self, name):

@@ -7,6 +7,8 @@ import d2lfast
 from d2lfast import recurrent_algorithm
 from d2lfast.nn import recurrent_layers
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.fixture
 def products(monkeypatch):

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import d2lfast
 from d2lfast.nn import recurrent_layers
+from d2lfast.testing.cases import DEVICE
 
 NAMES = ("RNN", "GRU", "LSTM")
 
@@ -23,7 +24,7 @@ def twins(name, *args, **kwargs):
 
 
 def state(name, *shape, dtype=torch.float32):
-    h = torch.randn(shape, generator=torch.Generator().manual_seed(5)).to(dtype)
+    h = torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(5)).to(dtype)
     return (h, torch.tanh(h.flip(0))) if name == "LSTM" else h
 
 
@@ -93,7 +94,7 @@ class TestGeneration:
                 result, taken = self.taken(monkeypatch, lambda i=input, s=initial: ours(i, s))
                 assert not taken
                 assert_alike(result, native(input, initial))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(DEVICE, torch.bfloat16):
                 result, taken = self.taken(monkeypatch, lambda: ours(x, h))
                 assert not taken
                 assert leaves(result)[0].dtype == native(x, h)[0].dtype
@@ -129,7 +130,7 @@ def test_dtypes_under_autocast(name, kind):
         ours, native = twins(name, 4, 5, dtype=dtype)
         x = torch.randn(3, 2, 4).to(input)
         h = None if initial is None else state(name, 1, 2, 5, dtype=initial)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             mine, theirs = leaves(ours(x, h)), leaves(native(x, h))
         assert [t.dtype for t in mine] == [t.dtype for t in theirs], (input, initial)
         assert_alike(mine, theirs, rtol=0, atol=0.03)
@@ -208,7 +209,7 @@ def test_truncated_back_propagation(name):
     """A detached state stops the gradient, a kept one carries it."""
     results = []
     for module in twins(name, 4, 5):
-        x = torch.randn(2, 3, 2, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        x = torch.randn(2, 3, 2, 4, generator=torch.Generator(DEVICE).manual_seed(1)).requires_grad_()
         _, h = module(x[0])
         detached = tuple(s.detach() for s in h) if name == "LSTM" else h.detach()
         cut = torch.autograd.grad(module(x[1], detached)[0].sum(), x, retain_graph=True)[0]

@@ -10,6 +10,8 @@ from torch import nn
 import d2lfast
 from d2lfast import _support
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.fixture
 def without_conv2d(monkeypatch):

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from d2lfast.testing import DTYPES, LAYOUTS, OPERATORS, Case, check, compare, inputs_of, run
+from d2lfast.testing.cases import DEVICE
 from d2lfast.testing.compare import same
 
 
@@ -102,6 +103,11 @@ class OpTester:
     @pytest.mark.isa
     def test_forward_and_gradients(self, case, any_dtype):
         check(case.replace(dtype=any_dtype))
+
+    @pytest.mark.sanitizer
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_small_cases(self, small_case, dtype):
+        check(small_case.replace(dtype=dtype))
 
     @pytest.mark.isa
     def test_layouts(self, small_case, any_layout):
@@ -225,7 +231,7 @@ class OpTester:
         """Under bfloat16 autocast: torch's dtypes, and gradients in the dtype of the leaves."""
         for dtype in (torch.float32, torch.bfloat16):
             case = small_case.replace(dtype=dtype)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(DEVICE, torch.bfloat16):
                 ours, theirs = (run(case, f, inputs_of(case)) for f in (self.entry.ours, self.entry.native))
             exact = run(case, self.entry.native, inputs_of(case), exact=True)
             for mine, native, best in zip(ours.outputs, theirs.outputs, exact.outputs, strict=True):

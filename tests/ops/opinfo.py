@@ -7,6 +7,7 @@ import torch
 from torch.testing._internal.common_methods_invocations import op_db
 
 from d2lfast.testing import assert_accurate
+from d2lfast.testing.cases import DEVICE
 from d2lfast.testing.compare import same
 
 DTYPES = tuple(
@@ -45,7 +46,9 @@ def evaluate(function, sample, dtype=None):
     leaves = [x for x in tensors_in(arguments) if x.requires_grad]
     gradients = ()
     if leaves and outputs[0].requires_grad:
-        grad = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        grad = torch.randn(
+            outputs[0].shape, generator=torch.Generator(DEVICE).manual_seed(1), dtype=torch.float64
+        )
         grad = grad.to(sample.input.dtype).to(outputs[0].dtype)
         gradients = torch.autograd.grad(outputs[0], leaves, grad, allow_unused=True)
     written = [x for x in tensors_in(arguments) if not x.requires_grad]
@@ -68,9 +71,9 @@ class OpInfoTester:
 
     def samples(self, dtype, requires_grad):
         info = op_info(self.function)
-        samples = [*info.sample_inputs("cpu", dtype, requires_grad=requires_grad)]
+        samples = [*info.sample_inputs(DEVICE, dtype, requires_grad=requires_grad)]
         if info.reference_inputs_func is not None:
-            samples += info.reference_inputs("cpu", dtype, requires_grad=requires_grad)
+            samples += info.reference_inputs(DEVICE, dtype, requires_grad=requires_grad)
         return samples[:: self.every]
 
     @pytest.mark.parametrize("requires_grad", [False, True])
@@ -105,7 +108,7 @@ class OpInfoTester:
         """torch's own list of refused arguments: the same exception type, and the same words."""
         info = op_info(self.function)
         ours, native = self.functions()
-        for entry in info.error_inputs("cpu") if info.error_inputs_func else ():
+        for entry in info.error_inputs(DEVICE) if info.error_inputs_func else ():
             sample = entry.sample_input
             with pytest.raises(entry.error_type, match=entry.error_regex):
                 native(sample.input, *sample.args, **sample.kwargs)

@@ -12,6 +12,7 @@ from d2lfast.bench.saved import saved_bytes
 from d2lfast.convert import convert, revert
 from d2lfast.nn import functional as F
 from d2lfast.testing import DTYPES, OPERATORS, compare, inputs_of, run
+from d2lfast.testing.cases import DEVICE
 
 ENTRY = OPERATORS["batch_norm_act"]
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh")
@@ -286,7 +287,7 @@ def test_autocast(training):
     results = []
     for inplace in (True, False):
         layer = d2lfast.nn.BatchNormAct2d(8, act_layer="none", inplace=inplace).train(training)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             y = layer(conv(x))
         assert y.dtype == torch.bfloat16
         results.append((y, *torch.autograd.grad((y * factor).sum(), (conv.weight, layer.weight))))

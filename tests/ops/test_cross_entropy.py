@@ -6,6 +6,7 @@ from torch.nn import functional as native
 import d2lfast.nn
 from d2lfast.nn import functional
 from d2lfast.testing import DTYPES, assert_accurate
+from d2lfast.testing.cases import DEVICE
 
 REDUCTIONS = ("mean", "sum", "none")
 # Logits [N,C,...] whose classes are dense in memory, by what is done to [N,...,C].
@@ -24,12 +25,12 @@ SHAPES = {
 
 def logits_of(shape, dtype=torch.float32, seed=0):
     """[N,C,...] from [N,...,C]."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     return (3 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).movedim(-1, 1)
 
 
 def target_of(logits, ignored=True, seed=1):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     target = torch.randint(logits.shape[1], (logits.shape[0], *logits.shape[2:]), generator=generator)
     if ignored:
         target.view(-1)[:: max(2, target.numel() // 3)] = -100
@@ -221,7 +222,7 @@ def test_autocast():
     for dtype in (torch.bfloat16, torch.float32):
         logits = logits_of((6, 5), dtype)
         target = target_of(logits)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             ours, loss = calls(logits, target)
             expected = native.cross_entropy(logits, target)
         assert ours

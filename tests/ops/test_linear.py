@@ -6,6 +6,7 @@ from torch.nn import functional as native
 from d2lfast import models
 from d2lfast.nn import functional
 from d2lfast.testing import assert_accurate
+from d2lfast.testing.cases import DEVICE
 
 TYPES = (torch.float32, torch.float64)
 # Rows, in and out features.
@@ -19,7 +20,7 @@ SIZES = {
 
 
 def tensors(rows, inputs, outputs, dtype, bias=True):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     shapes = [(*rows, inputs), (outputs, inputs), *([(outputs,)] if bias else [])]
     made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
     return [x.requires_grad_() for x in made]
@@ -34,7 +35,7 @@ def is_ours(*arguments):
 def results(function, arguments, dtype=None):
     arguments = [x.detach().to(dtype or x.dtype).requires_grad_(x.requires_grad) for x in arguments]
     output = function(*arguments)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(DEVICE).manual_seed(1)
     output.backward(torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype))
     return [output.detach(), *(x.grad for x in arguments if x.grad is not None)]
 
@@ -122,7 +123,7 @@ def test_left_to_torch():
         torch.testing.assert_close(functional.linear(*arguments), native.linear(*arguments), rtol=0, atol=0)
     with torch.no_grad():
         assert not is_ours(x, weight, bias)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         assert functional.linear(x, weight, bias).dtype is torch.bfloat16
     for arguments in ((x, weight.t(), bias), (x, weight, bias[:3]), (x, weight.double(), bias)):
         for function in (native.linear, functional.linear):

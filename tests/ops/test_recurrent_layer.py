@@ -4,6 +4,7 @@ from ops.op_tester import OpTester, naming
 from torch.nn import functional
 
 from d2lfast.testing import Case, check, inputs_of
+from d2lfast.testing.cases import DEVICE
 from d2lfast.testing.recurrent_layers import layer_shapes
 
 MODES = {"rnn_layer": "tanh", "gru_layer": "gru", "lstm_layer": "lstm"}
@@ -86,7 +87,7 @@ class LayerTester(OpTester):
             outputs = self.entry.ours({**t, "input": input}, {})
             exact = {n: None if x is None else x.detach().double().requires_grad_() for n, x in t.items()}
             wanted = self.entry.native({**exact, "input": rows.double()}, {})
-            grad = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1))
+            grad = torch.randn(outputs[0].shape, generator=torch.Generator(DEVICE).manual_seed(1))
             for a, b in zip(outputs, wanted, strict=True):
                 torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-5)
             found = torch.autograd.grad(outputs[0], leaves, grad)
@@ -124,12 +125,13 @@ class LayerTester(OpTester):
         for n in names:
             t[n].requires_grad_()
         outputs, wanted = self.entry.ours(t, {}), self.entry.native(exact, {})
-        grad = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1))
+        grad = torch.randn(outputs[0].shape, generator=torch.Generator(DEVICE).manual_seed(1))
         found = torch.autograd.grad(outputs[0], [t[n] for n in names], grad)
         expected = torch.autograd.grad(wanted[0], [exact[n] for n in names], grad.double())
         for a, b in zip((*outputs, *found), (*wanted, *expected), strict=True):
             assert (a.double() - b).norm() < 3e-6 * b.norm()
 
+    @pytest.mark.cpu  # on a GPU an assertion of the device, which ends its context, as in torch
     def test_tokens_out_of_range(self):
         t = inputs_of(type(self).case(2, 3, 4, 5))
         for value in (-1, 4):
@@ -144,7 +146,7 @@ class LayerTester(OpTester):
         exact = self.entry.native(
             {n: None if x is None else x.detach().double() for n, x in t.items()}, dict(small_case.options)
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             outputs = self.entry.ours(t, dict(small_case.options))
         for a, b in zip(outputs, exact, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=0, atol=0.1)

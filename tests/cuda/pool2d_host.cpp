@@ -128,7 +128,8 @@ void check(const Shape& s) {
   const int64_t images = Planar ? s.n * s.c : s.n;
   const auto written = PoolItems<Index>::of(images, g.channels, s.oh, s.ow, V);
   const auto single = PoolItems<Index>::of(images, g.channels, s.oh, s.ow, 1);
-  const auto gathered = PoolItems<Index>::of(images, g.channels, s.h, s.w, V);
+  const auto gathered = PoolItems<Index>::of(images, g.channels, gradient_blocks<Window>(g.height, g.pad_h),
+                                             gradient_blocks<Window>(g.width, g.pad_w), V);
   for (Index i = 0; i < written.count; ++i) {
     pool_item<Window, V, Planar>(i, input.data, output.data, position.data, g, written);
     pool_item<Window, V, Planar>(i, input.data, plain.data, static_cast<NoPosition*>(nullptr), g, written);
@@ -205,7 +206,8 @@ int check_rows() {
     grad_output[i] = from_compute<T>(static_cast<float>(random_int(-4, 4)));
   }
   const auto single = PoolItems<int32_t>::of(images, 1, out_height, g.out_width, 1);
-  const auto gathered = PoolItems<int32_t>::of(images, 1, height, width, 1);
+  const auto gathered = PoolItems<int32_t>::of(images, 1, gradient_blocks<Window>(height, kPad),
+                                               gradient_blocks<Window>(width, kPad), 1);
   const auto wide = PoolItems<int32_t>::of(images, 1, out_height, g.out_width / kRowOutputs<Rows, T>, 1);
   const auto wide_gathered = PoolItems<int32_t>::of(images, 1, height, width / kRowInputs<T>, 1);
   for (int32_t i = 0; i < single.count; ++i)
@@ -254,6 +256,10 @@ int check_layouts(int rounds) {
     if (draw(s, 2, 2, 1)) check<FixedWindow<2, 2>, 1, true, T, P, Index>(s), ++checked;
     if (draw(s, 3, 2, 1)) check<FixedWindow<3, 2>, 1, true, T, P, Index>(s), ++checked;
     if (draw(s, 3, 1, 1)) check<FixedWindow<3, 1>, 1, true, T, P, Index>(s), ++checked;
+    constexpr int V = kVectorWidth<T>;
+    if (draw(s, 2, 2, V)) check<FixedWindow<2, 2>, V, false, T, P, Index>(s), ++checked;
+    if (draw(s, 3, 2, V)) check<FixedWindow<3, 2>, V, false, T, P, Index>(s), ++checked;
+    if (draw(s, 3, 1, V)) check<FixedWindow<3, 1>, V, false, T, P, Index>(s), ++checked;
   }
   return checked;
 }
@@ -303,7 +309,8 @@ int main() {
       check_layouts<double, uint8_t, int32_t>(150) + check_layouts<float, uint8_t, int32_t>(150) +
       check_layouts<BFloat16, uint8_t, int32_t>(150) + check_layouts<Float16, uint8_t, int32_t>(150) +
       check_layouts<float, int32_t, int64_t>(150);
-  const int rows = check_all_rows<double>(60) + check_all_rows<float>(60) + check_all_rows<BFloat16>(60);
+  const int rows = check_all_rows<double>(60) + check_all_rows<float>(60) + check_all_rows<BFloat16>(60) +
+                   check_all_rows<Float16>(60);
   std::printf("%d cases, %d of rows\n", checked, rows);
   return checked > 3000 && rows > 400 ? 0 : 1;
 }

@@ -90,8 +90,8 @@ struct Access {
   static constexpr bool planar = Planar;
 };
 
-// The variants that are worth their binary: int32 offsets for tensors below 2^31 elements, fixed windows in
-// NCHW, accesses of 16 bytes in channels_last, and in NCHW where rows allow them (pool2d_rows.cuh).
+// The variants that are worth their binary: int32 offsets for tensors below 2^31 elements, fixed windows,
+// accesses of 16 bytes in channels_last, and in NCHW where rows allow them (pool2d_rows.cuh).
 // Everything else takes the general kernel.
 template <typename T, typename P, typename Params, typename Body>
 cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
@@ -102,15 +102,20 @@ cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
   if (!offsets_fit(p)) {
     return p.channels_last ? body(AnyWindow{}, kSingle, int64_t{}) : body(AnyWindow{}, kPlanar, int64_t{});
   }
-  if (p.channels_last) {
-    return aligned && p.c % kWide.lanes == 0 ? body(AnyWindow{}, kWide, int32_t{})
-                                             : body(AnyWindow{}, kSingle, int32_t{});
-  }
+  const bool wide = p.channels_last && aligned && p.c % kWide.lanes == 0;
   if constexpr (!std::is_same_v<P, int32_t>) {
-    const PoolGeometry g = geometry_of(p);
-    if (matches<FixedWindow<2, 2>>(g)) return body(FixedWindow<2, 2>{}, kPlanar, int32_t{});
-    if (matches<FixedWindow<3, 2>>(g)) return body(FixedWindow<3, 2>{}, kPlanar, int32_t{});
-    if (matches<FixedWindow<3, 1>>(g)) return body(FixedWindow<3, 1>{}, kPlanar, int32_t{});
+    if (wide || !p.channels_last) {
+      const PoolGeometry g = geometry_of(p);
+      const auto take = [&](auto window) {
+        return wide ? body(window, kWide, int32_t{}) : body(window, kPlanar, int32_t{});
+      };
+      if (matches<FixedWindow<2, 2>>(g)) return take(FixedWindow<2, 2>{});
+      if (matches<FixedWindow<3, 2>>(g)) return take(FixedWindow<3, 2>{});
+      if (matches<FixedWindow<3, 1>>(g)) return take(FixedWindow<3, 1>{});
+    }
+  }
+  if (p.channels_last) {
+    return wide ? body(AnyWindow{}, kWide, int32_t{}) : body(AnyWindow{}, kSingle, int32_t{});
   }
   return body(AnyWindow{}, kPlanar, int32_t{});
 }
@@ -175,7 +180,10 @@ cudaError_t launch_backward(const MaxPool2dBackwardParams& p, cudaStream_t strea
   return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
     constexpr int kLanes = decltype(access)::lanes;
     const PoolGeometry g = geometry_of(p);
-    const auto items = PoolItems<decltype(offset)>::of(images_of(p), g.channels, p.h, p.w, kLanes);
+    using Window = decltype(window);
+    const auto items =
+        PoolItems<decltype(offset)>::of(images_of(p), g.channels, gradient_blocks<Window>(g.height, g.pad_h),
+                                        gradient_blocks<Window>(g.width, g.pad_w), kLanes);
     return launch(
         max_pool2d_backward<decltype(window), kLanes, decltype(access)::planar, T, P, decltype(offset)>,
         {blocks_for(items.count), kThreads}, stream, grad_output, position, grad_input, g, items);

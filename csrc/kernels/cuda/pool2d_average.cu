@@ -205,7 +205,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     best.reset(rows.begin * p.w.size + columns.begin);
     for (int32_t h = rows.begin; h < rows.end; ++h) {
       for (int32_t w = columns.begin; w < columns.end; ++w) {
-        best.take(load<V>(image + (h * row + static_cast<Index>(w) * p.channels)), h * p.w.size + w);
+        best.take(Lanes<T, V>::read(image + (h * row + static_cast<Index>(w) * p.channels)),
+                  h * p.w.size + w);
       }
     }
     store(output + item * V, best.value);

@@ -37,7 +37,7 @@ D2LFAST_HOST_DEVICE void pool_rows_item(Index item, const T* input, T* output, P
   const PoolPlace<Index> at = place_of<1, true>(item, items);
   const T* image = input + at.image * (static_cast<Index>(g.width) * g.height);
   const int32_t column = at.w * kIn, top = at.h * Window::stride - Window::pad;
-  RunningMax<T, kOut> best;
+  RunningMax<T, kOut, P> best;
   best.reset((top < 0 ? -top : 0) * Window::kernel);
   if (column == 0) best.position[0] += Window::pad;
   const T outside = from_compute<T>(-INFINITY);  // wins over nothing
@@ -54,19 +54,11 @@ D2LFAST_HOST_DEVICE void pool_rows_item(Index item, const T* input, T* output, P
     for (int i = 0; i < kIn; ++i) line[Window::pad + i] = whole.lane[i];
 #pragma unroll
     for (int kw = 0; kw < Window::kernel; ++kw) {
-      Vector<T, kOut> next;
-#pragma unroll
-      for (int v = 0; v < kOut; ++v) next.lane[v] = line[v * Window::stride + kw];
-      best.take(next, kh * Window::kernel + kw);
+      best.take(Lanes<T, kOut>::gather(line + kw, Window::stride), kh * Window::kernel + kw);
     }
   }
-  store(output + item * kOut, best.value);
-  if constexpr (!std::is_same_v<P, NoPosition>) {
-    Vector<P, kOut> taps;
-#pragma unroll
-    for (int v = 0; v < kOut; ++v) taps.lane[v] = static_cast<P>(best.position[v]);
-    store(position + item * kOut, taps);
-  }
+  best.write(output + item * kOut);
+  if constexpr (!std::is_same_v<P, NoPosition>) best.write_taps(position + item * kOut);
 }
 
 // Items: 16 bytes of a row, in the input's order. Sums as gather_gradient, in the same order.

@@ -35,6 +35,81 @@ D2LFAST_HOST_DEVICE void store(T* address, const Vector<T, V>& value) {
   *reinterpret_cast<Vector<T, V>*>(address) = value;
 }
 
+// A Vector to choose and to take apart: where it fills words, these are held, since a choice between two
+// vectors of short lanes is unpacked and packed again lane by lane.
+template <typename T, int V>
+struct Lanes {
+  Vector<T, V> held;
+
+  static D2LFAST_HOST_DEVICE Lanes read(const T* address) { return {load<V>(address)}; }
+  static D2LFAST_HOST_DEVICE Lanes of(T value) {
+    Lanes lanes;
+#pragma unroll
+    for (int v = 0; v < V; ++v) lanes.held.lane[v] = value;
+    return lanes;
+  }
+  // Every `step`th of an array in registers.
+  static D2LFAST_HOST_DEVICE Lanes gather(const T* from, int step) {
+    Lanes lanes;
+#pragma unroll
+    for (int v = 0; v < V; ++v) lanes.held.lane[v] = from[v * step];
+    return lanes;
+  }
+  D2LFAST_HOST_DEVICE T lane(int v) const { return held.lane[v]; }
+  D2LFAST_HOST_DEVICE void write(T* address) const { store(address, held); }
+};
+
+template <typename T, int V>
+  requires(sizeof(T) < 4 && sizeof(T) * V % 4 == 0)
+struct Lanes<T, V> {
+  static constexpr int kInWord = 4 / sizeof(T), kWords = V / kInWord, kBits = 8 * sizeof(T);
+  uint32_t word[kWords];
+
+  static D2LFAST_HOST_DEVICE Lanes read(const T* address) {
+#ifdef __CUDA_ARCH__
+    const auto words = *reinterpret_cast<const Vector<uint32_t, kWords>*>(address);
+#else
+    const Vector<T, V> words = load<V>(address);
+#endif
+    Lanes lanes;
+    memcpy(&lanes, &words, sizeof(lanes));
+    return lanes;
+  }
+  static D2LFAST_HOST_DEVICE Lanes of(T value) {
+    uint32_t bits = 0;
+    memcpy(&bits, &value, sizeof(value));
+    Lanes lanes;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) lanes.word[i] = bits * (kInWord == 4 ? 0x1010101u : 0x10001u);
+    return lanes;
+  }
+  static D2LFAST_HOST_DEVICE Lanes gather(const T* from, int step) {
+    Lanes lanes = {};
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      uint32_t bits = 0;
+      memcpy(&bits, from + v * step, sizeof(T));
+      lanes.word[v / kInWord] |= bits << kBits * (v % kInWord);
+    }
+    return lanes;
+  }
+  D2LFAST_HOST_DEVICE T lane(int v) const {
+    const uint32_t bits = word[v / kInWord] >> kBits * (v % kInWord);
+    T value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+  D2LFAST_HOST_DEVICE void write(T* address) const {
+#ifdef __CUDA_ARCH__
+    Vector<uint32_t, kWords> words;
+#else
+    Vector<T, V> words;
+#endif
+    memcpy(&words, word, sizeof(words));
+    *reinterpret_cast<decltype(words)*>(address) = words;
+  }
+};
+
 namespace detail {
 
 D2LFAST_HOST_DEVICE float float_of_bits(uint32_t bits) {

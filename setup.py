@@ -104,9 +104,17 @@ def use_cuda(torch):
         )
     if version != wanted:
         print(f"d2lfast: {nvcc} and torch's CUDA {torch.version.cuda} differ in the minor version.")
-    # torch's list for "no GPU, no TORCH_CUDA_ARCH_LIST" is empty, which it then fails on.
-    if os.environ.get("TORCH_CUDA_ARCH_LIST", "") in {"", "native"} and not torch.cuda.is_available():
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if archs not in {"", "native"}:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_toolkit.with_sm90a(archs)
+    elif not torch.cuda.is_available():
+        # torch's list for this case is empty, which it then fails on.
         os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_toolkit.default_archs(version)
+    else:
+        seen = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        if (9, 0) in seen:  # otherwise torch chooses
+            listed = ";".join(f"{major}.{minor}" for major, minor in sorted(seen))
+            os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_toolkit.with_sm90a(listed)
     # So that the build calls the nvcc that was checked above, with its own headers.
     torch.utils.cpp_extension.CUDA_HOME = str(toolkit.home)
     return True
@@ -185,6 +193,8 @@ def extension(torch):
         files += sources("csrc/ops/cuda/*.cpp", "csrc/kernels/cuda/*.cu")
         flags["nvcc"] = cuda_toolkit.NVCC_FLAGS
         macros += [("D2LFAST_WITH_CUDA", None)]
+        if cuda_toolkit.has_sm90a(os.environ.get("TORCH_CUDA_ARCH_LIST", "")):
+            macros += [("D2LFAST_SM90A", None)]
     info = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,

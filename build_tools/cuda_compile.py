@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "cuda"
 STUB = ROOT / "build_tools" / "cuda_stub"
 
-# The first CUDA release that knows each; the newest that nvcc knows also keeps PTX, for later GPUs.
-ARCHS = {"sm_80": (11, 0), "sm_90": (11, 8), "sm_100": (12, 8)}
+# The first CUDA release that knows each; the newest that nvcc knows also keeps PTX, for later GPUs. sm_90a is
+# for the files with products of warpgroups.
+ARCHS = {"sm_80": (11, 0), "sm_90": (11, 8), "sm_90a": (12, 0), "sm_100": (12, 8)}
 
 # Regular expression over the shortened kernel name -> why it may spill.
 ALLOWED_SPILLS: dict[str, str] = {}
@@ -103,11 +104,17 @@ def kernel_units(toolkit: Toolkit) -> list[Unit]:
     flags += ["-Xcompiler=-fPIC,-Wall,-Wextra,-Wno-unknown-pragmas,-Werror"]
     units = []
     archs = [arch for arch, since in ARCHS.items() if toolkit.version >= since]
+    newest = [arch for arch in archs if arch != "sm_90a"][-1]
     for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
+        of_warpgroups = '#include "warpgroup.cuh"' in source.read_text()
         for arch in archs:
+            if arch == "sm_90a" and not of_warpgroups:
+                continue
             virtual = arch.replace("sm", "compute")
             code = [f"-gencode=arch={virtual},code={arch}"]
-            if arch == archs[-1]:
+            if arch == "sm_90a":
+                code.append("-DD2LFAST_SM90A")
+            if arch == newest:
                 code.append(f"-gencode=arch={virtual},code={virtual}")
             target = OUT / f"{source.stem}.{arch}.o"
             units.append(Unit(source, target, [str(toolkit.nvcc), *flags, *code]))

@@ -134,12 +134,14 @@ def book() -> Iterator[tuple[str, Case]]:
                 yield f"{name}, {network.batch_size}: {label}", case
 
 
-def kernels(arch: str = "sm_90") -> str:
+def kernels() -> str:
     """Kernels by their names without template arguments: variants, registers, shared memory, spills."""
     toolkit = find_toolkit()
     assert toolkit is not None
     rows: dict[tuple[str, str], list[cuda_compile.Kernel]] = {}
-    for stamp in sorted((ROOT / "build" / "cuda").glob(f"*.{arch}.json")):
+    for stamp in sorted((ROOT / "build" / "cuda").glob("*.sm_90.json")):
+        warpgroups = stamp.with_name(stamp.name.replace("sm_90", "sm_90a"))
+        stamp = warpgroups if warpgroups.exists() else stamp
         found = cuda_compile.parse_ptxas(json.loads(stamp.read_text())["log"])
         names = cuda_compile.demangle([kernel.name for kernel in found], toolkit)
         for kernel, name in zip(found, names):

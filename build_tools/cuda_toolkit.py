@@ -41,5 +41,18 @@ def find_toolkit() -> Toolkit | None:
 
 def default_archs(version: tuple[int, int]) -> str:
     """TORCH_CUDA_ARCH_LIST for a build that sees no GPU; a binary also runs on later minor architectures."""
-    archs = ["7.5", "8.0", "8.6", "9.0"] if version < (12, 8) else ["7.5", "8.0", "9.0", "10.0", "12.0"]
-    return ";".join(archs) + "+PTX"
+    if version < (12, 8):
+        return "7.5;8.0;8.6+PTX;9.0a"
+    return "7.5;8.0;9.0a;10.0;12.0+PTX"
+
+
+def with_sm90a(archs: str) -> str:
+    """TORCH_CUDA_ARCH_LIST with 9.0a in the place of 9.0: both run on that device alone, and products of
+    warpgroups are of the former. "9.0+PTX", whose PTX later devices may need, stays."""
+    wanted = ["9.0a" if arch == "9.0" else arch for arch in re.split(r"[;\s]+", archs)]
+    return ";".join(dict.fromkeys(wanted))
+
+
+def has_sm90a(archs: str) -> bool:
+    """Whether TORCH_CUDA_ARCH_LIST asks for sm_90a."""
+    return any(arch.removesuffix("+PTX") == "9.0a" for arch in re.split(r"[;\s]+", archs))

@@ -124,3 +124,14 @@ def test_floors_are_of_this_source():
     """docs/cuda-floors.md is what its program writes: cases, algorithms and floors."""
     program = [sys.executable, str(ROOT / "build_tools" / "cuda_floors.py"), "--check"]
     assert subprocess.run(program).returncode == 0
+
+
+def test_units_of_sm90a(tool):
+    """The files with products of warpgroups, with the host's side of them; PTX is of the newest other."""
+    units = tool.kernel_units(tool.Toolkit(Path("nvcc"), Path("/toolkit"), (13, 0)))
+    special = [unit for unit in units if unit.target.name.endswith(".sm_90a.o")]
+    assert [unit.source.name for unit in special] == ["conv2d_implicit_warpgroup.cu"]
+    assert all("-DD2LFAST_SM90A" in unit.command for unit in special)
+    ptx = [unit.target.name for unit in units if any("code=compute" in word for word in unit.command)]
+    assert len(ptx) == len({unit.source for unit in units})
+    assert all(name.endswith(".sm_100.o") for name in ptx)

@@ -35,11 +35,15 @@ def toolkit(monkeypatch, setup_py):
     return install
 
 
-def fake_torch(cuda="13.0", gpu=False):
+def fake_torch(cuda="13.0", gpu=False, capabilities=((8, 6),)):
     return SimpleNamespace(
         __version__="2.13.0",
         version=SimpleNamespace(cuda=cuda),
-        cuda=SimpleNamespace(is_available=lambda: gpu),
+        cuda=SimpleNamespace(
+            is_available=lambda: gpu,
+            device_count=lambda: len(capabilities),
+            get_device_capability=lambda i: capabilities[i],
+        ),
         utils=SimpleNamespace(cpp_extension=SimpleNamespace(CUDA_HOME="/elsewhere")),
     )
 
@@ -93,9 +97,9 @@ def test_gpu_without_nvcc_says_so(setup_py, toolkit, capsys):
 @pytest.mark.parametrize(
     ("version", "archs"),
     [
-        ((12, 6), "7.5;8.0;8.6;9.0+PTX"),
-        ((12, 8), "7.5;8.0;9.0;10.0;12.0+PTX"),
-        ((13, 0), "7.5;8.0;9.0;10.0;12.0+PTX"),
+        ((12, 6), "7.5;8.0;8.6+PTX;9.0a"),
+        ((12, 8), "7.5;8.0;9.0a;10.0;12.0+PTX"),
+        ((13, 0), "7.5;8.0;9.0a;10.0;12.0+PTX"),
     ],
 )
 def test_archs_without_gpu(setup_py, toolkit, monkeypatch, version, archs, given):
@@ -112,6 +116,31 @@ def test_given_archs_stay(setup_py, toolkit, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
     assert setup_py["use_cuda"](fake_torch()) is True
     assert setup_py["os"].environ["TORCH_CUDA_ARCH_LIST"] == "8.6"
+
+
+@pytest.mark.parametrize(
+    ("given", "archs", "has"),
+    [
+        ("9.0", "9.0a", True),
+        ("8.0 9.0", "8.0;9.0a", True),
+        ("9.0;9.0a", "9.0a", True),
+        ("9.0a+PTX", "9.0a+PTX", True),
+        ("8.0;9.0+PTX", "8.0;9.0+PTX", False),
+    ],
+)
+def test_code_of_sm90a(setup_py, toolkit, monkeypatch, given, archs, has):
+    toolkit((13, 0))
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+    assert setup_py["use_cuda"](fake_torch()) is True
+    assert setup_py["os"].environ["TORCH_CUDA_ARCH_LIST"] == archs
+    assert setup_py["cuda_toolkit"].has_sm90a(archs) is has
+
+
+def test_code_of_sm90a_for_a_hopper_gpu(setup_py, toolkit):
+    toolkit((13, 0))
+    assert setup_py["use_cuda"](fake_torch(gpu=True, capabilities=((9, 0), (8, 0), (9, 0)))) is True
+    assert setup_py["os"].environ["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0a"
 
 
 def test_minor_mismatch_prints(setup_py, toolkit, capsys):

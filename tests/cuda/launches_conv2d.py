@@ -1,5 +1,7 @@
 """Launches of the convolutions on the emulated GPU, which test_emulation.py starts this with."""
 
+import os
+
 import pytest
 import torch
 from cuda.recorded import LAYOUTS, Launches, gpu, ops
@@ -19,8 +21,13 @@ CONVOLUTIONS = {
     "strides that differ": ((2, 8, 10, 11), 8, (3, 3), (2, 3), (1, 0), (1, 2)),
     "stride beyond the kernel": ((1, 8, 11, 10), 8, (2, 1), 3, 0, 1),
     "wide padding": ((1, 8, 5, 5), 8, (3, 3), 1, 3, 1),
+    "wide tiles": ((2, 8, 18, 15), 104, (1, 1), 1, 0, 1),
+    "wide tiles of the source": ((2, 72, 18, 15), 8, (2, 1), 1, 0, 1),
+    "widest tiles": ((1, 64, 13, 14), 200, (3, 3), 1, 1, 1),
+    "wide tiles and strides": ((1, 72, 17, 18), 72, (3, 3), 2, 1, 1),
 }
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+WARPGROUPS = os.environ.get("D2LFAST_EMULATED_CAPABILITY") == "90"
 IMPLICIT = {"float16": HALF, "bfloat16": BRAIN, "tf32": SINGLE, "ieee": SINGLE}
 
 
@@ -48,6 +55,11 @@ def test_implicit_gemm(name, implicit_dtype):
         output = ops.conv2d(input, weight, bias, *pairs, 1, "relu", "implicit_gemm")
     assert len(made) == 1
     assert "Conv2dImplicitParams" in made[0][3]
+    assert made[0][1] == ((256, 1, 1) if WARPGROUPS and dtype != SINGLE else (128, 1, 1))
+    if name == "wide tiles":
+        assert made[0][0] == (5, 1, 1)
+    if name == "widest tiles" and WARPGROUPS and dtype != SINGLE:
+        assert made[0][0] == (2, 1, 1)
     leaves = [tensor.detach().double().requires_grad_() for tensor in (input, weight, bias)]
     wanted = torch.nn.functional.conv2d(*leaves, *pairs).relu()
     torch.testing.assert_close(output.double(), wanted)
@@ -59,6 +71,8 @@ def test_implicit_gemm(name, implicit_dtype):
     assert all(any(kind in kernel for _, _, _, kernel in made) for kind in kinds)
     if name == "several parts of the pixels":
         assert [grid[1] for grid, _, _, kernel in made if "WeightParams" in kernel] == [2]
+    if name == "wide tiles":
+        assert [grid[0] for grid, _, _, kernel in made if "WeightParams" in kernel] == [1]
     theirs = torch.autograd.grad(wanted, leaves, gradient.double())
     for mine, reference in zip(ours, theirs):
         exact = reference.to(dtype)  # rounded once, at the end

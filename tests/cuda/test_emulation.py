@@ -70,6 +70,16 @@ def test_launches(library):
     on_emulated_gpu(library, "-m", "pytest", *(f"cuda/{name}" for name in files))
 
 
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_tiles_of_convolutions(library, capability):
+    """With one multiprocessor, whose tiles are wide from a few blocks on, and with products of warpgroups."""
+    gpu = {"D2LFAST_EMULATED_PROCESSORS": "1", "D2LFAST_EMULATED_CAPABILITY": capability}
+    command = ("-m", "pytest", "cuda/launches_conv2d.py", "-k", "implicit or residual")
+    on_emulated_gpu(library, *command, **gpu)
+    if capability == "90":
+        operator_tests(library, "conv2d_implicit", **gpu)
+
+
 def test_far_end(library):
     on_emulated_gpu(library, "-m", "pytest", "cuda/far_end.py")
 
@@ -89,6 +99,20 @@ def test_far_end_of_kernels(library, tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+# What is said, and whether the values are right: they are not touched by a kernel that was stopped.
+PRODUCTS = {
+    "product": ("ran", "right"),
+    "product, no swizzle": ("ran", "wrong"),
+    "product, no proxy fence": ("written without a fence", "right"),
+    "product, no barrier": ("races with a write", "right"),
+    "product, no fence of sums": ("into sums without a fence", "right"),
+    "product, no wait": ("ran", "wrong"),
+    "product, early write": ("during a product", "right"),
+    "product, other factors": ("differ by thread", "right"),
+    "product, half a warpgroup": ("not all threads reach", "right"),
+}
+PRODUCT_FAULTS = {name: said for name, (said, _) in PRODUCTS.items()}
+PRODUCT_FAULTS |= {f"{name} values": values for name, (_, values) in PRODUCTS.items()}
 FAULTS = {
     "race": "races with a write",
     "overwrite": "races with a read",
@@ -106,6 +130,7 @@ FAULTS = {
     "correct": "ran",
     "cooperative": "ran",
     "results": "right",
+    **PRODUCT_FAULTS,
     "no guard": "outside a device guard",
 }
 

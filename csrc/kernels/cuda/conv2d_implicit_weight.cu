@@ -15,18 +15,21 @@ struct ImplicitWeightItems {
   Divider<int32_t> columns, rows;
 };
 
-template <typename Core>
+template <typename T, int kColumns>
+constexpr int kSharedElements = kStages * kTileStep<T> * (kStepPitch<kTileRows> + kStepPitch<kColumns>);
+
+template <typename Core, int kColumns>
 __global__ void __launch_bounds__(kTileThreads, 2)
     implicit_gemm_weight(const Conv2dImplicitWeightParams p, const ImplicitWeightItems items) {
   using T = typename Core::Element;
   constexpr int kPiece = 16 / sizeof(T), kStep = kTileStep<T>;
-  constexpr int kLeft = kStepPitch<kTileRows>, kRight = kStepPitch<kTileColumns>;
-  constexpr int kLeftPieces = kTileRows / kPiece, kRightPieces = kTileColumns / kPiece;  // of a line
-  D2LFAST_SHARED(T, left, kStages * kStep * kLeft);
-  D2LFAST_SHARED(T, right, kStages * kStep * kRight);
+  constexpr int kLeft = kStepPitch<kTileRows>, kRight = kStepPitch<kColumns>;
+  constexpr int kLeftPieces = kTileRows / kPiece, kRightPieces = kColumns / kPiece;  // of a line
+  const auto left = dynamic_shared<T>();
+  const auto right = left + kStages * kStep * kLeft;
   const int thread = static_cast<int>(threadIdx.x);
   const int32_t row_tile = static_cast<int32_t>(blockIdx.x % items.row_tiles) * kTileRows;
-  const int32_t first_channel = static_cast<int32_t>(blockIdx.x / items.row_tiles) * kTileColumns;
+  const int32_t first_channel = static_cast<int32_t>(blockIdx.x / items.row_tiles) * kColumns;
   const int32_t rows = p.h.kernel * p.w.kernel * p.source_channels;
   const int32_t begin = static_cast<int32_t>(int64_t{items.pixels} * blockIdx.y / p.splits);
   const int32_t end = static_cast<int32_t>(int64_t{items.pixels} * (blockIdx.y + 1) / p.splits);
@@ -65,16 +68,16 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     commit_async();
   };
 
-  const WarpPlace at = warp_place();
-  TileSums sum = {};
+  const WarpPlace at = warp_place<kColumns>();
+  TileSums<kColumns> sum = {};
   for (int stage = 0; stage < kStages - 1; ++stage) copy_step(begin + stage * kStep, stage);
   const int32_t steps = (end - begin + kStep - 1) / kStep;
   for (int32_t step = 0; step < steps; ++step) {
     wait_async<kStages - 2>();
     __syncthreads();
     copy_step(begin + (step + kStages - 1) * kStep, (step + kStages - 1) % kStages);
-    multiply_along_columns<Core>(sum, at, left + step % kStages * kStep * kLeft + at.row,
-                                 right + step % kStages * kStep * kRight + at.column);
+    multiply_along_columns<Core, kColumns>(sum, at, left + step % kStages * kStep * kLeft + at.row,
+                                           right + step % kStages * kStep * kRight + at.column);
   }
   wait_async<0>();
 
@@ -84,7 +87,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     const int32_t result_row = row_tile + at.row + i * 8 + at.g;
     if (result_row >= rows) continue;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < kColumns / 16; ++j) {
       const int32_t result_channel = first_channel + at.column + j * 8 + 2 * at.t;
       if (result_channel >= p.result_channels) continue;  // an even number
       const Vector<float, 2> both{sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1]};
@@ -103,9 +106,26 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 }
 
+int32_t tile_columns(const Conv2dImplicitWeightParams& p) {
+  const int64_t wide = (p.result_channels + 127) / 128, narrow = (p.result_channels + 63) / 64;
+  return wide * kTileCycles<128> < narrow * kTileCycles<64> ? 128 : 64;
+}
+
 int64_t tiles_of(const Conv2dImplicitWeightParams& p) {
   const int64_t rows = int64_t{p.h.kernel} * p.w.kernel * p.source_channels;
-  return (rows + kTileRows - 1) / kTileRows * ((p.result_channels + kTileColumns - 1) / kTileColumns);
+  return (rows + kTileRows - 1) / kTileRows * ((p.result_channels - 1) / tile_columns(p) + 1);
+}
+
+template <typename Core>
+cudaError_t launch_tiles(const Conv2dImplicitWeightParams& p, const ImplicitWeightItems& items,
+                         cudaStream_t stream) {
+  using T = typename Core::Element;
+  const bool wide = tile_columns(p) == 128;
+  const LaunchShape shape{{static_cast<unsigned>(tiles_of(p)), static_cast<unsigned>(p.splits)},
+                          kTileThreads,
+                          (wide ? kSharedElements<T, 128> : kSharedElements<T, 64>)*sizeof(T)};
+  return launch(wide ? implicit_gemm_weight<Core, 128> : implicit_gemm_weight<Core, 64>, shape, stream, p,
+                items);
 }
 
 }  // namespace
@@ -130,15 +150,14 @@ cudaError_t launch_conv2d_implicit_weight(const Conv2dImplicitWeightParams& p, D
   const ImplicitWeightItems items{static_cast<int32_t>(pixels),
                                   static_cast<int32_t>((rows + kTileRows - 1) / kTileRows),
                                   Divider<int32_t>(p.w.result), Divider<int32_t>(p.h.result)};
-  const LaunchShape shape{{static_cast<unsigned>(blocks), static_cast<unsigned>(p.splits)}, kTileThreads};
   switch (dtype) {
     case DType::kBFloat16:
-      return launch(implicit_gemm_weight<TensorCore<BFloat16>>, shape, stream, p, items);
+      return launch_tiles<TensorCore<BFloat16>>(p, items, stream);
     case DType::kFloat16:
-      return launch(implicit_gemm_weight<TensorCore<Float16>>, shape, stream, p, items);
+      return launch_tiles<TensorCore<Float16>>(p, items, stream);
     default:
-      return launch(p.tf32 ? implicit_gemm_weight<TensorCore<float>> : implicit_gemm_weight<Exact32>, shape,
-                    stream, p, items);
+      return p.tf32 ? launch_tiles<TensorCore<float>>(p, items, stream)
+                    : launch_tiles<Exact32>(p, items, stream);
   }
 }
 

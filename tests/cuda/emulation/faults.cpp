@@ -2,8 +2,9 @@
 
 #include <cstdio>
 
-#include "../../../csrc/kernels/cuda/device.cuh"
+#include "../../../csrc/kernels/cuda/warpgroup.cuh"
 
+using namespace d2lfast;
 using namespace d2lfast::cuda;
 
 void race(int* out) {
@@ -87,6 +88,46 @@ void early_copy(int* out) {
   }
 }
 
+// The product of two diagonal matrices of 64 rows, over one row of 128 bytes along k.
+struct Faults {
+  bool swizzle = true, proxy_fence = true, barrier = true, sums_fence = true, wait = true, overwrite = false;
+  int partner_k = 0, threads = 128;
+};
+Faults fault;
+
+void product(int* out) {
+  constexpr int kPitch = kFactorRow / sizeof(Float16);
+  const FactorPointer<Float16> left = factor_memory<Float16>(), right = left + 64 * kPitch;
+  const auto fill = [&](FactorPointer<Float16> to) {
+    for (int piece = 0; piece < 8; ++piece) {
+      const int row = static_cast<int>(threadIdx.x) % 64,
+                at = fault.swizzle ? swizzled_piece(row, piece) : piece;
+      for (int i = 0; i < 8; ++i) {
+        to.write(row * kPitch + at * 8 + i, from_compute<Float16>(piece * 8 + i == row ? float(row) : 0.0f));
+      }
+    }
+  };
+  if (threadIdx.x >= static_cast<unsigned>(fault.threads)) return;
+  fill(threadIdx.x < 64 ? left : right);
+  if (fault.proxy_fence) fence_factors();
+  if (fault.barrier) __syncthreads();
+  float sum[32] = {};
+  if (fault.sums_fence) fence_sums();
+  for (int k = 0; k < 4; ++k) {
+    const int other = threadIdx.x / 32 == 3 ? fault.partner_k : 0;
+    begin_product<Float16, 64>(sum, factor(left) + (k + other) % 4 * kNextProduct,
+                               factor(right) + k * kNextProduct);
+  }
+  commit_products();
+  if (fault.overwrite) left.write(threadIdx.x, {});
+  if (fault.wait) wait_products<0>();
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (int i = 0; i < 32; ++i) {
+    const int row = 16 * warp + g + i / 2 % 2 * 8, column = i / 4 * 8 + 2 * t + i % 2;
+    if (sum[i] != (row == column ? float(row * row) : 0.0f)) out[0] = -1;
+  }
+}
+
 void expect(const char* name, void (*kernel)(int*), const LaunchShape& shape) {
   try {
     launch(kernel, shape, nullptr, memory);
@@ -94,6 +135,13 @@ void expect(const char* name, void (*kernel)(int*), const LaunchShape& shape) {
   } catch (const std::exception& error) {
     std::printf("%s: %s\n", name, error.what());
   }
+}
+
+void expect_product(const char* name, const Faults& with) {
+  fault = with;
+  memory[0] = 0;
+  expect(name, product, {1, 128, 2 * 64 * kFactorRow});
+  std::printf("%s values: %s\n", name, memory[0] == 0 ? "right" : "wrong");
 }
 
 int main() {
@@ -116,6 +164,15 @@ int main() {
   expect("cooperative", across_blocks, {3, 64, 0, true});
   for (int i = 0; i < 192; ++i) right = right && memory[i] == 2 - i / 64;
   std::printf("results: %s\n", right ? "right" : "wrong");
+  expect_product("product", {});
+  expect_product("product, no swizzle", {.swizzle = false});
+  expect_product("product, no proxy fence", {.proxy_fence = false});
+  expect_product("product, no barrier", {.barrier = false});
+  expect_product("product, no fence of sums", {.sums_fence = false});
+  expect_product("product, no wait", {.wait = false});
+  expect_product("product, early write", {.overwrite = true});
+  expect_product("product, other factors", {.partner_k = 1});
+  expect_product("product, half a warpgroup", {.barrier = false, .threads = 64});
   Grid::get().guarded = true;
   expect("no guard", correct, {1, 64});
 }

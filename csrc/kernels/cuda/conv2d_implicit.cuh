@@ -1,0 +1,272 @@
+#pragma once
+
+#include <cstdint>
+
+#include "conv2d.h"
+#include "conv2d_element.cuh"
+#include "device_limits.h"
+
+// Convolution as a product of pixels by channels, whose left factor is never built: each step gathers one tap
+// and some channels of a tile's pixels into shared memory, ahead of the arithmetic.
+namespace d2lfast::cuda {
+
+// A transposed convolution of stride s is s convolutions for each axis, one for the positions of each
+// remainder (its phase), with the taps that meet the source from there.
+struct ImplicitItems {
+  int64_t pixels, pixel_tiles;  // of a phase; the last positions of some phases lie outside
+  int32_t rows, columns, row_phases, column_phases;
+  int32_t channel_tiles, channel_steps;
+
+  ImplicitItems(const Conv2dImplicitParams& p, int32_t tile_pixels, int32_t tile_channels, int32_t step) {
+    row_phases = p.transposed ? p.h.stride : 1;
+    column_phases = p.transposed ? p.w.stride : 1;
+    rows = (p.h.result - 1) / row_phases + 1;
+    columns = (p.w.result - 1) / column_phases + 1;
+    pixels = p.batch * rows * columns;
+    pixel_tiles = (pixels + tile_pixels - 1) / tile_pixels;
+    channel_tiles = (p.result_channels + tile_channels - 1) / tile_channels;
+    channel_steps = (p.source_channels - 1) / step + 1;
+  }
+  // A block for each tile, or 0 for too many.
+  int64_t blocks() const {
+    const int64_t phases = int64_t{row_phases} * column_phases;
+    const bool fit =
+        phases <= INT32_MAX / channel_tiles && pixel_tiles <= INT32_MAX / (phases * channel_tiles);
+    return fit ? pixel_tiles * channel_tiles * phases : 0;
+  }
+};
+
+// What a tile's cycles make of the launch: a multiprocessor with k tiles takes k times as long.
+inline int64_t computed_cycles(const ImplicitItems& items, int64_t of_tile) {
+  const int64_t processors = device_limits().processors;
+  return (items.blocks() + processors - 1) / processors * of_tile;
+}
+
+// Channels are the fastest, so that blocks which run together share pixels.
+struct ImplicitPlace {
+  int64_t pixel;
+  int32_t channel, row_phase, column_phase;
+
+  __device__ ImplicitPlace(const ImplicitItems& items, int tile_pixels, int tile_channels) {
+    channel = static_cast<int32_t>(blockIdx.x % items.channel_tiles) * tile_channels;
+    const int64_t rest = blockIdx.x / items.channel_tiles;
+    pixel = rest % items.pixel_tiles * tile_pixels;
+    const int32_t phase = static_cast<int32_t>(rest / items.pixel_tiles);
+    row_phase = phase / items.column_phases;
+    column_phase = phase % items.column_phases;
+  }
+};
+
+// The source position of a tap is that of the result's, in its phase, times `scale` plus this, if it exists.
+__device__ inline bool tap_offset(const Conv2dAxis& axis, bool transposed, int32_t phase, int32_t tap,
+                                  int32_t& offset) {
+  if (!transposed) {
+    offset = tap * axis.dilation - axis.pad;
+    return true;
+  }
+  const int32_t reach = phase + axis.pad - tap * axis.dilation;
+  offset = reach / axis.stride;
+  return offset * axis.stride == reach;
+}
+
+__device__ inline int32_t count_taps(const Conv2dAxis& axis, bool transposed, int32_t phase) {
+  int32_t count = 0;
+  for (int32_t tap = 0, offset; tap < axis.kernel; ++tap) {
+    count += tap_offset(axis, transposed, phase, tap, offset);
+  }
+  return count;
+}
+
+// A pixel of a phase: image, and row and column of the phase.
+struct Pixel {
+  int64_t image;
+  int32_t row, column;
+
+  __device__ Pixel(const ImplicitItems& items, int64_t index) {
+    const int64_t line = index / items.columns;
+    column = static_cast<int32_t>(index - line * items.columns);
+    image = line / items.rows;
+    row = static_cast<int32_t>(line - image * items.rows);
+  }
+};
+
+// What a thread copies of each step: 16 bytes of every kRowsAtOnce-th pixel and channel of the tile.
+template <typename T, int kThreads, int kTilePixels, int kTileChannels, int kStepBytes>
+class ImplicitCopies {
+ public:
+  static constexpr int kPieces = kStepBytes / 16;  // of a row
+  static constexpr int kRowsAtOnce = kThreads / kPieces;
+
+  __device__ __forceinline__ ImplicitCopies(const Conv2dImplicitParams& p, const ImplicitItems& items,
+                                            const ImplicitPlace& place)
+      : p_(p), items_(items), place_(place) {
+    const int32_t c = static_cast<int>(threadIdx.x) % kPieces * kPiece;
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      const int64_t index = place.pixel + row() + i * kRowsAtOnce;
+      const bool inside = index < items.pixels;
+      const Pixel pixel(items, inside ? index : 0);
+      const int32_t h = pixel.row * (p.transposed ? 1 : p.h.stride);
+      start_[i] = pixel.column * (p.transposed ? 1 : p.w.stride);
+      top_[i] = inside ? h : -(1 << 30);
+      corner_[i] = static_cast<const T*>(p.source) + c +
+                   ((pixel.image * p.h.source + h) * p.w.source + start_[i]) * p.source_channels;
+    }
+    channel_ = place.channel + row();
+    channels_left_ = p.source_channels - c;
+    const int64_t filter = int64_t{p.h.kernel} * p.w.kernel * p.source_channels;
+    weight_ = static_cast<const T*>(p.weight) + c + channel_ * filter;
+    next_tap();
+  }
+
+  // Of the tile.
+  __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / kPieces; }
+  __device__ __forceinline__ int32_t steps() const {
+    return count_taps(p_.h, p_.transposed, place_.row_phase) *
+           count_taps(p_.w, p_.transposed, place_.column_phase) * items_.channel_steps;
+  }
+
+  // Begins the copies of the next step, a group of them even if there is none: to this thread's place in the
+  // first of the tile's pixels and channels, whose rows are `pitch` elements apart.
+  template <typename Pointer>
+  __device__ __forceinline__ void begin(Pointer pixels, Pointer channels, int pitch) {
+    if (kh_ < p_.h.kernel) {
+      // The same for all threads.
+      const int64_t c = int64_t{channel_step_} * kStep;
+      const int64_t shift = (int64_t{h_offset_} * p_.w.source + w_offset_) * p_.source_channels + c;
+      const int64_t tap = int64_t{kh_ * p_.w.kernel + kw_} * p_.source_channels + c;
+      const int64_t filters = int64_t{p_.h.kernel} * p_.w.kernel * p_.source_channels * kRowsAtOnce;
+      const bool channel_inside = c < channels_left_;
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) {
+        const int32_t h = top_[i] + h_offset_, w = start_[i] + w_offset_;
+        const bool valid = channel_inside && h >= 0 && h < p_.h.source && w >= 0 && w < p_.w.source;
+        const T* from = valid ? corner_[i] + shift : static_cast<const T*>(p_.source);
+        copy_async_16(pixels + i * kRowsAtOnce * pitch, from, valid);
+      }
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) {
+        const bool valid = channel_inside && channel_ + i * kRowsAtOnce < p_.result_channels;
+        const T* from = valid ? weight_ + tap + i * filters : static_cast<const T*>(p_.weight);
+        copy_async_16(channels + i * kRowsAtOnce * pitch, from, valid);
+      }
+      if (++channel_step_ == items_.channel_steps) {
+        channel_step_ = 0;
+        next_tap();
+      }
+    }
+    commit_async();
+  }
+
+ private:
+  static constexpr int kPiece = 16 / sizeof(T), kStep = kStepBytes / sizeof(T);
+  static constexpr int kPixels = kTilePixels / kRowsAtOnce, kChannels = kTileChannels / kRowsAtOnce;
+
+  // Row by row.
+  __device__ __forceinline__ void next_tap() {
+    while (true) {
+      if (++kw_ == p_.w.kernel) {
+        kw_ = 0;
+        ++kh_;
+      }
+      if (kh_ == p_.h.kernel) return;
+      if (tap_offset(p_.h, p_.transposed, place_.row_phase, kh_, h_offset_) &&
+          tap_offset(p_.w, p_.transposed, place_.column_phase, kw_, w_offset_)) {
+        return;
+      }
+    }
+  }
+
+  const Conv2dImplicitParams& p_;
+  const ImplicitItems& items_;
+  const ImplicitPlace& place_;
+  // Where the source of the tap with no offset is; corners may lie outside.
+  const T* corner_[kPixels];
+  int32_t top_[kPixels], start_[kPixels];
+  const T* weight_;  // of the first channel
+  int32_t channel_, channels_left_;
+  // The next step.
+  int32_t kh_ = 0, kw_ = -1, h_offset_ = 0, w_offset_ = 0, channel_step_ = 0;
+};
+
+// Where the channels of a tile's pixel begin in the result, -1 outside.
+__device__ __forceinline__ int64_t result_start(const Conv2dImplicitParams& p, const ImplicitItems& items,
+                                                const ImplicitPlace& place, int row) {
+  const int64_t index = place.pixel + row;
+  if (index >= items.pixels) return -1;
+  const Pixel pixel(items, index);
+  const int32_t h = pixel.row * items.row_phases + place.row_phase;
+  const int32_t w = pixel.column * items.column_phases + place.column_phase;
+  if (h >= p.h.result || w >= p.w.result) return -1;
+  return ((pixel.image * p.h.result + h) * p.w.result + w) * static_cast<int64_t>(p.result_channels);
+}
+
+// Lane t of four has element j of lane j's in the place of lane t's element j.
+template <int kCount>
+__device__ __forceinline__ void transpose_quad(float (&element)[4][kCount], int t) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = (t & bit) != 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if ((j & bit) != 0) continue;
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) {
+        const float other = shuffle_xor(upper ? element[j][n] : element[j | bit][n], bit);
+        (upper ? element[j][n] : element[j | bit][n]) = other;
+      }
+    }
+  }
+}
+
+template <typename T, int V>
+__device__ __forceinline__ void store_channels(const Conv2dImplicitParams& p, int64_t start, int32_t channel,
+                                               const float (&sum)[V]) {
+  Vector<T, V> results = residual_of<V, T>(p.residual, start + channel);
+#pragma unroll
+  for (int n = 0; n < V; ++n) {
+    const float value = sum[n] + bias_of<T>(p.bias, channel + n) + to_compute(results.lane[n]);
+    results.lane[n] = from_compute<T>(activate(value, p.activation));
+  }
+  store(static_cast<T*>(p.result) + start + channel, results);
+}
+
+// Stores bias, residual and activation of a pixel, of which lane t has channels channel + 8j + 2t and the
+// next. All lanes of the warp call it; a negative start stores nothing.
+template <typename T, int kBlocks>
+__device__ __forceinline__ void store_pixel(const Conv2dImplicitParams& p, int64_t start, int32_t channel,
+                                            int t, const float (&sum)[kBlocks][2]) {
+  if (sizeof(T) == 2 && p.result_channels % 8 == 0) {
+    // Lanes swap, so that each has 16 bytes.
+#pragma unroll
+    for (int j = 0; j < kBlocks; j += 4) {
+      float part[4][2];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) part[n / 2][n % 2] = sum[j + n / 2][n % 2];
+      transpose_quad(part, t);
+      const int32_t first = channel + 8 * (j + t);
+      if (start < 0 || first >= p.result_channels) continue;
+      float own[8];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) own[n] = part[n / 2][n % 2];
+      store_channels<T, 8>(p, start, first, own);
+    }
+    return;
+  }
+  if (start < 0) return;
+#pragma unroll
+  for (int j = 0; j < kBlocks; ++j) {
+    const int32_t first = channel + 8 * j + 2 * t;
+    if (p.result_channels % 2 == 0) {
+      if (first < p.result_channels) store_channels<T, 2>(p, start, first, sum[j]);
+      continue;
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const float own[1] = {sum[j][n]};
+      if (first + n < p.result_channels) store_channels<T, 1>(p, start, first + n, own);
+    }
+  }
+}
+
+}  // namespace d2lfast::cuda

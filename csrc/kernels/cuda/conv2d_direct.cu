@@ -1,7 +1,9 @@
 #include <cstdint>
 
 #include "conv2d.h"
+#include "conv2d_depthwise.h"
 #include "conv2d_element.cuh"
+#include "conv2d_tiles.h"
 #include "device.cuh"
 
 // Convolutions of few channels per group: depthwise, small groups, and the first layers of networks. No
@@ -148,7 +150,8 @@ constexpr int kLanes = 32, kRows = kThreads / kLanes;
 // Block (x, s): the taps of one pair of channels (NCHW), or of 32 result channels and one source channel
 // (channels_last), over part s of the output pixels of all images.
 template <typename T, bool kLast>
-__global__ void __launch_bounds__(kThreads, kBlocks) direct_weight(const Conv2dWeightParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    direct_weight(const Conv2dWeightParams p, const Divider<int32_t> columns) {
   using A = Compute<T>;
   D2LFAST_SHARED(A, parts, kThreads);
   const int32_t taps = p.h.kernel * p.w.kernel;
@@ -163,25 +166,46 @@ __global__ void __launch_bounds__(kThreads, kBlocks) direct_weight(const Conv2dW
   constexpr int kStep = kLast ? kRows : kThreads;
   const int64_t begin = total * blockIdx.y / p.splits + (kLast ? threadIdx.x / kLanes : threadIdx.x);
   const int64_t end = total * (blockIdx.y + 1) / p.splits;
+  // From a thread's pixel to its next one.
+  const int32_t step_images = static_cast<int32_t>(kStep / pixels);
+  const int32_t step_pixels = static_cast<int32_t>(kStep - step_images * pixels);
   for (int32_t tap0 = 0; tap0 < taps; tap0 += kTapTile) {
     A sum[kTapTile] = {};
+    int32_t down[kTapTile], right[kTapTile];
+#pragma unroll
+    for (int i = 0; i < kTapTile; ++i) {
+      const int32_t kh = (tap0 + i) / p.w.kernel;
+      // Beyond the last tap: a row outside of every image.
+      down[i] = tap0 + i < taps ? kh * p.h.dilation - p.h.pad : -(1 << 30);
+      right[i] = (tap0 + i - kh * p.w.kernel) * p.w.dilation - p.w.pad;
+    }
+    int64_t image = begin / pixels;
+    int32_t pixel = static_cast<int32_t>(begin - image * pixels);
     for (int64_t at = begin; at < (inside ? end : 0); at += kStep) {
-      const int64_t image = at / pixels;
-      const int32_t pixel = static_cast<int32_t>(at - image * pixels);
-      const int32_t row = pixel / p.w.result, column = pixel - row * p.w.result;
+      int32_t row = pixel;
+      const int32_t column = take_remainder(row, columns) * p.w.stride;
+      row *= p.h.stride;
       const int64_t from = kLast ? at * all_results + m : (image * all_results + m) * pixels + pixel;
       const A gradient = to_compute(static_cast<const T*>(p.gradient)[from]);
       const T* source =
           static_cast<const T*>(p.source) + (kLast ? image * source_pixels * all_sources + source_channel
                                                    : (image * all_sources + source_channel) * source_pixels);
+      T value[kTapTile];
 #pragma unroll
       for (int i = 0; i < kTapTile; ++i) {
-        const int32_t tap = tap0 + i, kh = tap / p.w.kernel, kw = tap - kh * p.w.kernel;
-        int32_t h, w;
-        if (tap >= taps || !source_of<false>(p.h, row, kh, h) || !source_of<false>(p.w, column, kw, w))
-          continue;
-        const int64_t place = static_cast<int64_t>(h) * p.w.source + w;
-        sum[i] = fma(gradient, to_compute(source[kLast ? place * all_sources : place]), sum[i]);
+        const int32_t h = row + down[i], w = column + right[i];
+        value[i] = T{};
+        if (h < 0 || h >= p.h.source || w < 0 || w >= p.w.source) continue;
+        const int32_t place = h * p.w.source + w;
+        value[i] = source[kLast ? place * all_sources : place];
+      }
+#pragma unroll
+      for (int i = 0; i < kTapTile; ++i) sum[i] = fma(gradient, to_compute(value[i]), sum[i]);
+      image += step_images;
+      pixel += step_pixels;
+      if (pixel >= pixels) {
+        pixel -= static_cast<int32_t>(pixels);
+        ++image;
       }
     }
 #pragma unroll
@@ -242,6 +266,10 @@ cudaError_t launch_conv2d_direct(const Conv2dDirectParams& params, DType dtype, 
       int64_t{params.h.kernel} * params.w.kernel > kMaxConv2dTaps) {
     return cudaErrorInvalidValue;
   }
+  cudaError_t error = cudaSuccess;
+  if (launch_conv2d_depthwise(params, dtype, stream, error)) return error;
+  const bool depthwise = params.source_channels == 1 && params.result_channels == 1;
+  if (!(depthwise && params.channels_last) && launch_conv2d_tiles(params, dtype, stream, error)) return error;
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return params.transposed ? launch_direct<T, true>(params, stream)
@@ -261,13 +289,16 @@ cudaError_t launch_conv2d_weight(const Conv2dWeightParams& params, DType dtype, 
   const int64_t results = int64_t{params.groups} * params.result_channels;
   const int64_t blocks =
       (params.channels_last ? (results + kLanes - 1) / kLanes : results) * params.source_channels;
-  if (blocks > INT32_MAX || int64_t{params.h.result} * params.w.result > kMaxIndex32)
+  const int64_t image = int64_t{params.groups} * params.source_channels * params.h.source * params.w.source;
+  if (blocks > INT32_MAX || int64_t{params.h.result} * params.w.result > kMaxIndex32 || image > kMaxIndex32) {
     return cudaErrorInvalidValue;
+  }
+  if (takes_depthwise_weight(params, dtype)) return launch_conv2d_depthwise_weight(params, dtype, stream);
   const LaunchShape shape{{static_cast<unsigned>(blocks), static_cast<unsigned>(params.splits)}, kThreads};
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return launch(params.channels_last ? direct_weight<T, true> : direct_weight<T, false>, shape, stream,
-                  params);
+                  params, Divider<int32_t>(params.w.result));
   });
 }
 

@@ -25,6 +25,13 @@ __device__ Compute<T> bias_of(const void* bias, int32_t channel) {
   return bias == nullptr ? Compute<T>(0) : to_compute(static_cast<const T*>(bias)[channel]);
 }
 
+template <typename A, int N>
+__device__ void activate_all(A (&values)[N], Activation activation) {
+  if (activation == Activation::kNone) return;
+#pragma unroll
+  for (int i = 0; i < N; ++i) values[i] = activate(values[i], activation);
+}
+
 // V neighbours of the residual, or zeros.
 template <int V, typename T>
 __device__ Vector<T, V> residual_of(const void* residual, int64_t at) {

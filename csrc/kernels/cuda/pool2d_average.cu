@@ -77,6 +77,20 @@ __device__ Vector<T, V> rounded(const Compute<T> (&values)[V]) {
   return result;
 }
 
+// By a power of two, the product with the reciprocal is the same number.
+template <int V, typename A>
+__device__ void divide_all(A (&values)[V], int64_t divisor) {
+  const A by = static_cast<A>(divisor);
+  if ((divisor & (divisor - 1)) == 0) {
+    const A reciprocal = A(1) / by;
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] *= reciprocal;
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] /= by;
+  }
+}
+
 template <int V, typename Axis, typename T, typename Index>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     average_pool2d(const T* __restrict__ input, T* __restrict__ output, const Pooling<Axis> p,
@@ -94,11 +108,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         for (int v = 0; v < V; ++v) sum[v] += to_compute(given.lane[v]);
       }
     }
-    const Compute<T> divisor = static_cast<Compute<T>>(p.divisor_of(at.h, at.w));
     // A window wholly in the padding is zero, whatever its size.
     const bool empty = rows.end <= rows.begin || columns.end <= columns.begin;
-#pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] = empty ? 0 : sum[v] / divisor;
+    if (!empty) divide_all(sum, p.divisor_of(at.h, at.w));
     store(output + item * V, rounded<V, T>(sum));
   }
 }
@@ -116,9 +128,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int32_t h = rows.begin; h < rows.end; ++h) {
       for (int32_t w = columns.begin; w < columns.end; ++w) {
         const Vector<T, V> given = load<V>(image + (h * row + static_cast<Index>(w) * p.channels));
-        const Compute<T> divisor = static_cast<Compute<T>>(p.divisor_of(h, w));
+        Compute<T> share[V];
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum[v] += to_compute(given.lane[v]) / divisor;
+        for (int v = 0; v < V; ++v) share[v] = to_compute(given.lane[v]);
+        divide_all(share, p.divisor_of(h, w));
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum[v] += share[v];
       }
     }
     store(grad_input + item * V, rounded<V, T>(sum));
@@ -136,7 +151,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     average_quarters(const T* __restrict__ input, T* __restrict__ output, const Quarters q,
                      const PoolItems<int32_t> items) {
   constexpr int V = kVectorWidth<T>;
-  const Compute<T> divisor = static_cast<Compute<T>>(q.divisor);
   for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
     const PoolPlace<int32_t> at = place_of<1, true>(item, items);
     const T* row = input + (at.image * q.height + 2 * at.h) * q.width + at.w * V;
@@ -146,8 +160,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int i = 0; i < V / 2; ++i) {
       sum[i] = to_compute(upper.lane[2 * i]) + to_compute(upper.lane[2 * i + 1]);
       sum[i] += to_compute(lower.lane[2 * i]);
-      sum[i] = (sum[i] + to_compute(lower.lane[2 * i + 1])) / divisor;
+      sum[i] += to_compute(lower.lane[2 * i + 1]);
     }
+    divide_all(sum, q.divisor);
     store(output + item * (V / 2), rounded<V / 2, T>(sum));
   }
 }
@@ -157,15 +172,18 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     average_quarters_backward(const T* __restrict__ grad_output, T* __restrict__ grad_input, const Quarters q,
                               const PoolItems<int32_t> items) {
   constexpr int V = kVectorWidth<T>;
-  const Compute<T> divisor = static_cast<Compute<T>>(q.divisor);
   for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
     const PoolPlace<int32_t> at = place_of<1, true>(item, items);
     Compute<T> sum[V] = {};
     if (at.h / 2 < q.out_height) {  // else the last of an odd number of rows
       const int32_t row = (at.image * q.out_height + at.h / 2) * (q.width / 2);
       const Vector<T, V / 2> given = load<V / 2>(grad_output + row + at.w * (V / 2));
+      Compute<T> share[V / 2];
 #pragma unroll
-      for (int i = 0; i < V; ++i) sum[i] = to_compute(given.lane[i / 2]) / divisor;
+      for (int i = 0; i < V / 2; ++i) share[i] = to_compute(given.lane[i]);
+      divide_all(share, q.divisor);
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum[i] = share[i / 2];
     }
     store(grad_input + item * V, rounded<V, T>(sum));
   }

@@ -1,0 +1,320 @@
+#include "conv2d_tiles.h"
+
+#include <algorithm>
+
+#include "conv2d_element.cuh"
+#include "device.cuh"
+
+// Few channels per group in blocks that stage what they read: a tile of source pixels, and the weights of
+// some units of M result channels, both as accumulators in shared memory. A thread multiplies P results by M
+// channels, so that a tap's P + M values from shared memory meet in P * M products.
+namespace d2lfast::cuda {
+namespace {
+
+constexpr int kBlocks = 2;                      // of a multiprocessor at least: up to 128 registers a thread
+constexpr int64_t kMaxSharedBytes = 46 * 1024;  // without opting in, less the taps' offsets
+constexpr int kMaxUnits = 8;
+
+struct Tiles {
+  int32_t rows, columns;        // results of a block
+  int32_t lanes;                // threads of a unit
+  int32_t units;                // of a block
+  int32_t chunk;                // source channels of a group at a time, which divide all of them
+  int32_t phase, pitch, plane;  // in shared memory: columns of one remainder of the stride; a row; a channel
+  int32_t weights;              // offset of the weights
+  Divider<int32_t> source_columns, source_rows, source_planes, channels, taps, stride, result_columns,
+      units_of_block;
+  Divider<int32_t> column_tiles, row_tiles, unit_tiles, tiles_of_group;
+  bool groups;  // each unit is a group with channels of its own
+};
+
+template <typename T, int P, int M, bool kLast>
+__global__ void __launch_bounds__(kThreads, kBlocks) direct_tiles(const Conv2dDirectParams p, const Tiles t) {
+  using A = Compute<T>;
+  constexpr int kWide = 16 / sizeof(A) < M ? 16 / sizeof(A) : M;
+  D2LFAST_SHARED(int32_t, offsets, kMaxConv2dTaps);
+  const auto values = dynamic_shared<A>();
+  const auto weights = values + t.weights;
+  const int32_t threads = t.lanes * t.units, thread = threadIdx.x;
+  const int32_t unit = kLast ? thread % t.units : thread / t.lanes;
+  const int32_t lane = kLast ? thread / t.units : thread % t.lanes;
+  int32_t rest = blockIdx.x;
+  const int32_t column0 = take_remainder(rest, t.column_tiles) * t.columns;
+  const int32_t row0 = take_remainder(rest, t.row_tiles) * t.rows;
+  int32_t group0 = take_remainder(rest, t.unit_tiles);
+  const int64_t image = rest;
+  const int32_t unit0 = take_remainder(group0, t.tiles_of_group) * t.units;
+  if (t.groups) group0 *= t.units;
+  const int32_t group = t.groups ? group0 + unit : group0;
+  const int32_t first = t.groups ? 0 : (unit0 + unit) * M;
+  const int32_t taps = p.h.kernel * p.w.kernel;
+  const int32_t spread = t.groups ? t.units : 1;
+
+  for (int32_t i = thread; i < taps; i += threads) {
+    const int32_t kh = i / p.w.kernel;
+    int32_t column = (i - kh * p.w.kernel) * p.w.dilation;
+    const int32_t remainder = take_remainder(column, t.stride);
+    offsets[i] = (kh * p.h.dilation * t.pitch + remainder * t.phase + column) * spread;
+  }
+  SharedPointer<A> mine[P];
+#pragma unroll
+  for (int i = 0; i < P; ++i) {
+    int32_t row = lane + i * t.lanes;
+    const int32_t column = take_remainder(row, t.result_columns);
+    // Beyond the tile: a pixel that is there, whose result is thrown away.
+    const int32_t base = row < t.rows ? (row * p.h.stride * t.pitch + column) * spread : 0;
+    mine[i] = values + (t.groups ? base + unit : base);
+  }
+
+  const int32_t source_pixels = p.h.source * p.w.source, source_width = p.groups * p.source_channels;
+  const int32_t top = row0 * p.h.stride - p.h.pad, left = column0 * p.w.stride - p.w.pad;
+  const T* source = static_cast<const T*>(p.source) + image * source_width * source_pixels;
+  A sum[P][M] = {};
+  for (int32_t c0 = 0; c0 < p.source_channels; c0 += t.chunk) {
+    __syncthreads();
+    const int32_t staged = t.source_planes.divisor * t.source_rows.divisor * t.source_columns.divisor;
+    for (int32_t i = thread; i < staged; i += threads) {
+      int32_t of = i, which;  // group of the block
+      if constexpr (kLast) which = take_remainder(of, t.source_planes);
+      int32_t x = take_remainder(of, t.source_columns);
+      const int32_t y = take_remainder(of, t.source_rows);
+      if constexpr (!kLast) which = of;
+      const int32_t within = take_remainder(which, t.channels);
+      const int32_t h = top + y, w = left + x;
+      const int32_t channel = (group0 + which) * p.source_channels + c0 + within;
+      A value = 0;
+      if (h >= 0 && h < p.h.source && w >= 0 && w < p.w.source && group0 + which < p.groups) {
+        value = to_compute(kLast ? source[(h * p.w.source + w) * source_width + channel]
+                                 : source[channel * source_pixels + h * p.w.source + w]);
+      }
+      const int32_t remainder = take_remainder(x, t.stride);
+      values[(within * t.plane + y * t.pitch + remainder * t.phase + x) * spread + which] = value;
+    }
+    for (int32_t i = thread; i < t.chunk * taps * t.units * M; i += threads) {
+      int32_t step = i / M;
+      const int32_t m = i % M, u = take_remainder(step, t.units_of_block);
+      int32_t c = step;
+      const int32_t tap = take_remainder(c, t.taps);
+      const int32_t from = p.transposed ? taps - 1 - tap : tap;
+      const int32_t of = t.groups ? group0 + u : group0;
+      const int32_t result = t.groups ? m : (unit0 + u) * M + m;
+      A value = 0;
+      if (result < p.result_channels && of < p.groups) {
+        const int32_t row = of * p.result_channels + result;
+        const int32_t at = kLast ? (from * p.source_channels + c0 + c) * p.groups * p.result_channels + row
+                                 : (row * p.source_channels + c0 + c) * taps + from;
+        value = to_compute(static_cast<const T*>(p.weight)[at]);
+      }
+      weights[((step * (M / kWide) + m / kWide) * t.units + u) * kWide + m % kWide] = value;
+    }
+    __syncthreads();
+    auto factors = weights + unit * kWide;
+    for (int32_t c = 0, plane = 0; c < t.chunk; ++c, plane += t.plane * spread) {
+#pragma unroll 2
+      for (int32_t tap = 0; tap < taps; ++tap) {
+        const int32_t offset = plane + offsets[tap];
+        A factor[M];
+#pragma unroll
+        for (int m = 0; m < M; m += kWide) {
+          const auto wide = load_shared<kWide>(factors);
+          factors = factors + t.units * kWide;
+#pragma unroll
+          for (int i = 0; i < kWide; ++i) factor[m + i] = wide.lane[i];
+        }
+#pragma unroll
+        for (int i = 0; i < P; ++i) {
+          const A value = mine[i][offset];
+#pragma unroll
+          for (int m = 0; m < M; ++m) sum[i][m] = fma(value, factor[m], sum[i][m]);
+        }
+      }
+    }
+  }
+
+  if (group >= p.groups || first >= p.result_channels) return;
+  const int32_t result_width = p.groups * p.result_channels, result_pixels = p.h.result * p.w.result;
+  const int32_t channel = group * p.result_channels + first;
+  const int32_t count = least(M, p.result_channels - first);
+  A bias[M];
+#pragma unroll
+  for (int m = 0; m < M; ++m) bias[m] = m < count ? bias_of<T>(p.bias, channel + m) : A(0);
+  constexpr int kStore = M * sizeof(T) > 16 ? 16 / sizeof(T) : M;
+  const bool whole = kLast && result_width % kStore == 0 && p.result_channels % M == 0 &&
+                     reinterpret_cast<uintptr_t>(p.result) % 16 == 0 &&
+                     reinterpret_cast<uintptr_t>(p.residual) % 16 == 0;
+#pragma unroll
+  for (int i = 0; i < P; ++i) {
+    int32_t row = lane + i * t.lanes;
+    const int32_t column = column0 + take_remainder(row, t.result_columns);
+    if (row >= t.rows || row0 + row >= p.h.result || column >= p.w.result) continue;
+    const int64_t pixel = static_cast<int64_t>(row0 + row) * p.w.result + column;
+    const int64_t to = kLast ? (image * result_pixels + pixel) * result_width + channel
+                             : (image * result_width + channel) * result_pixels + pixel;
+    const int32_t step = kLast ? 1 : result_pixels;
+#pragma unroll
+    for (int m = 0; m < M; ++m) sum[i][m] += bias[m];
+    if (p.residual != nullptr) {
+      if (whole) {
+#pragma unroll
+        for (int m = 0; m < M; m += kStore) {
+          const auto added = load<kStore>(static_cast<const T*>(p.residual) + to + m);
+#pragma unroll
+          for (int v = 0; v < kStore; ++v) sum[i][m + v] += to_compute(added.lane[v]);
+        }
+      } else {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          if (m < count) {
+            sum[i][m] += to_compute(static_cast<const T*>(p.residual)[to + static_cast<int64_t>(m) * step]);
+          }
+        }
+      }
+    }
+    activate_all(sum[i], p.activation);
+    if (whole) {
+#pragma unroll
+      for (int m = 0; m < M; m += kStore) {
+        Vector<T, kStore> done;
+#pragma unroll
+        for (int v = 0; v < kStore; ++v) done.lane[v] = from_compute<T>(sum[i][m + v]);
+        store(static_cast<T*>(p.result) + to + m, done);
+      }
+    } else {
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        if (m < count) {
+          static_cast<T*>(p.result)[to + static_cast<int64_t>(m) * step] = from_compute<T>(sum[i][m]);
+        }
+      }
+    }
+  }
+}
+
+int32_t extent(const Conv2dAxis& axis, int32_t results) {
+  return (results - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1;
+}
+
+// The tile with the fewest idle results whose channels fit into shared memory; rows == 0: none does.
+Tiles tiles_of(const Conv2dDirectParams& p, int pixels, int channels_of_unit, int64_t accumulator,
+               double& best_share) {
+  Tiles best{};
+  const int32_t units_of_group = (p.result_channels + channels_of_unit - 1) / channels_of_unit;
+  const bool groups = units_of_group == 1 && p.groups > 1;
+  const int32_t units_there = groups ? p.groups : units_of_group;
+  const int32_t taps = p.h.kernel * p.w.kernel;
+  best_share = 0;
+  for (int32_t units = 1; units <= kMaxUnits && (units == 1 || units / 2 < units_there); units *= 2) {
+    // Of channels_last, neighbouring channels; of NCHW, a unit is whole warps.
+    if (p.channels_last && units < kMaxUnits && units < units_there) continue;
+    const int32_t whole = p.channels_last ? 32 / units : 32;
+    for (int32_t across = 1; across <= 8; ++across) {
+      const int32_t columns = (p.w.result + across - 1) / across;
+      const int32_t most = kThreads / units * pixels;
+      if (columns > most) continue;
+      for (int32_t down = 1; down <= p.h.result; ++down) {
+        const int32_t rows = (p.h.result + down - 1) / down;
+        if (rows * columns > most) {
+          // The next number of tiles whose rows may fit.
+          down = std::max(down, (p.h.result + most / columns - 1) / (most / columns) - 1);
+          continue;
+        }
+        const int32_t lanes = ((rows * columns + pixels - 1) / pixels + whole - 1) / whole * whole;
+        if (lanes * units > kThreads) continue;
+        const int32_t spread = groups ? units : 1;
+        const int64_t phase = (extent(p.w, columns) + p.w.stride - 1) / p.w.stride;
+        const int64_t pitch = phase * p.w.stride, plane = pitch * extent(p.h, rows);
+        const int64_t a_channel = (plane * spread + int64_t{taps} * units * channels_of_unit) * accumulator;
+        if (a_channel + 32 > kMaxSharedBytes) continue;
+        const double padded = double(down) * across * lanes * pixels;
+        const double units_share = double(units_there) / ((units_there + units - 1) / units * units);
+        // Of equal shares the larger tile, whose border is smaller.
+        const double share =
+            double(p.h.result) * p.w.result / padded * units_share + 1e-6 * rows * columns + 1e-4 * units;
+        if (share <= best_share) break;
+        best_share = share;
+        int32_t chunk =
+            static_cast<int32_t>(std::min<int64_t>(p.source_channels, (kMaxSharedBytes - 32) / a_channel));
+        while (p.source_channels % chunk != 0) --chunk;
+        const int32_t tiles_of_group = groups ? 1 : (units_of_group + units - 1) / units;
+        best.rows = rows;
+        best.columns = columns;
+        best.lanes = lanes;
+        best.units = units;
+        best.chunk = chunk;
+        best.phase = static_cast<int32_t>(phase);
+        best.pitch = static_cast<int32_t>(pitch);
+        best.plane = static_cast<int32_t>(plane);
+        best.weights = static_cast<int32_t>((chunk * plane * spread + 3) / 4 * 4);
+        best.source_columns = Divider<int32_t>(extent(p.w, columns));
+        best.source_rows = Divider<int32_t>(extent(p.h, rows));
+        best.source_planes = Divider<int32_t>(chunk * spread);
+        best.channels = Divider<int32_t>(chunk);
+        best.units_of_block = Divider<int32_t>(units);
+        best.taps = Divider<int32_t>(taps);
+        best.tiles_of_group = Divider<int32_t>(tiles_of_group);
+        best.stride = Divider<int32_t>(p.w.stride);
+        best.result_columns = Divider<int32_t>(columns);
+        best.column_tiles = Divider<int32_t>((p.w.result + columns - 1) / columns);
+        best.row_tiles = Divider<int32_t>((p.h.result + rows - 1) / rows);
+        best.unit_tiles =
+            Divider<int32_t>(groups ? (p.groups + units - 1) / units : int64_t{p.groups} * tiles_of_group);
+        best.groups = groups;
+        break;
+      }
+    }
+  }
+  return best;
+}
+
+template <typename T, int P, int M>
+cudaError_t launch_tiles(const Conv2dDirectParams& p, const Tiles& t, int64_t blocks, cudaStream_t stream) {
+  const int64_t taps = int64_t{p.h.kernel} * p.w.kernel;
+  const size_t bytes = (t.weights + t.chunk * taps * t.units * M) * sizeof(Compute<T>);
+  const LaunchShape shape{{static_cast<unsigned>(blocks)}, static_cast<unsigned>(t.lanes * t.units), bytes};
+  return launch(p.channels_last ? direct_tiles<T, P, M, true> : direct_tiles<T, P, M, false>, shape, stream,
+                p, t);
+}
+
+template <typename T, int M>
+bool launch_units(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t& error) {
+  const auto blocks_of = [&](const Tiles& t) {
+    return p.batch * t.unit_tiles.divisor * t.row_tiles.divisor * t.column_tiles.divisor;
+  };
+  double share, wide_share;
+  const Tiles t = tiles_of(p, 4, M, sizeof(Compute<T>), share);
+  if (t.rows == 0 || blocks_of(t) > INT32_MAX) return false;
+  if constexpr (M == 8 && sizeof(Compute<T>) == 4) {
+    constexpr int64_t kEnough = 512;  // blocks for a GPU
+    const Tiles wide = tiles_of(p, 8, M, sizeof(Compute<T>), wide_share);
+    if (wide.rows > 0 && wide_share > 0.9 * share && blocks_of(wide) >= kEnough) {
+      error = launch_tiles<T, 8, M>(p, wide, blocks_of(wide), stream);
+      return true;
+    }
+  }
+  error = launch_tiles<T, 4, M>(p, t, blocks_of(t), stream);
+  return true;
+}
+
+}  // namespace
+
+bool launch_conv2d_tiles(Conv2dDirectParams p, DType dtype, cudaStream_t stream, cudaError_t& error) {
+  if (p.transposed && (p.h.stride != 1 || p.w.stride != 1)) return false;
+  if (int64_t{p.groups} * p.result_channels * p.source_channels * p.h.kernel * p.w.kernel > INT32_MAX) {
+    return false;
+  }
+  if (p.transposed) {
+    p.h.pad = (p.h.kernel - 1) * p.h.dilation - p.h.pad;
+    p.w.pad = (p.w.kernel - 1) * p.w.dilation - p.w.pad;
+  }
+  bool taken = false;
+  const cudaError_t failure = with_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    taken =
+        p.result_channels <= 4 ? launch_units<T, 4>(p, stream, error) : launch_units<T, 8>(p, stream, error);
+    return cudaSuccess;
+  });
+  if (failure != cudaSuccess) error = failure;
+  return taken || failure != cudaSuccess;
+}
+
+}  // namespace d2lfast::cuda

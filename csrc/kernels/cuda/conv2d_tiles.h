@@ -1,0 +1,10 @@
+#pragma once
+
+#include "conv2d.h"
+
+namespace d2lfast::cuda {
+
+// Whether the case is one of theirs: then it is launched, and `error` says how that went.
+bool launch_conv2d_tiles(Conv2dDirectParams params, DType dtype, cudaStream_t stream, cudaError_t& error);
+
+}  // namespace d2lfast::cuda

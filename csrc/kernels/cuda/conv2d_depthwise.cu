@@ -13,8 +13,10 @@ namespace {
 
 constexpr int kBlocks = 2;  // of a multiprocessor at least: up to 128 registers a thread
 
-template <int V>
-constexpr int kStrip = V == 1 ? 8 : 4;
+template <int V, int K>
+constexpr int kStrip = V == 1  ? 8
+                       : K < 7 ? 4
+                               : 3;  // what 128 registers hold
 
 // Item: in NCHW columns fastest, then strips of rows, then planes; in channels_last groups of channels
 // fastest, then strips of columns, rows, images.
@@ -30,7 +32,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     depthwise(const Conv2dDirectParams p, const StripItems items) {
   using A = Compute<T>;
   constexpr bool kPlanar = V == 1;
-  constexpr int kResults = kStrip<V>, kReach = (kResults - 1) * S + K;
+  constexpr int kResults = kStrip<V, K>, kReach = (kResults - 1) * S + K;
   const Conv2dAxis& along = kPlanar ? p.h : p.w;
   const Conv2dAxis& across = kPlanar ? p.w : p.h;
   const int32_t pixel = kPlanar ? 1 : p.groups;
@@ -206,7 +208,7 @@ template <typename T, int V, int K, int S>
 bool launch_strips(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t& error) {
   if (p.h.kernel != K || p.w.kernel != K || (p.transposed ? 1 : p.h.stride) != S) return false;
   const Conv2dAxis &along = V == 1 ? p.h : p.w, &across = V == 1 ? p.w : p.h;
-  const int64_t strips = (along.result + kStrip<V> - 1) / kStrip<V>, channels = p.groups / V;
+  const int64_t strips = (along.result + kStrip<V, K> - 1) / kStrip<V, K>, channels = p.groups / V;
   const int64_t count = p.batch * channels * strips * across.result;
   if (count > kMaxIndex32) return false;
   const StripItems items{static_cast<int32_t>(count), Divider<int32_t>(channels), Divider<int32_t>(strips),

@@ -1,6 +1,7 @@
 #include "conv2d_tiles.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "conv2d_element.cuh"
 #include "device.cuh"
@@ -22,10 +23,11 @@ struct Tiles {
   int32_t chunk;                // source channels of a group at a time, which divide all of them
   int32_t phase, pitch, plane;  // in shared memory: columns of one remainder of the stride; a row; a channel
   int32_t weights;              // offset of the weights
-  Divider<int32_t> source_columns, source_rows, source_planes, channels, taps, stride, result_columns,
-      units_of_block;
+  Divider<int32_t> source_columns, source_rows, source_planes, source_vectors, channels, taps, stride,
+      result_columns, units_of_block;
   Divider<int32_t> column_tiles, row_tiles, unit_tiles, tiles_of_group;
-  bool groups;  // each unit is a group with channels of its own
+  bool groups;      // each unit is a group with channels of its own
+  bool by_vectors;  // source_vectors of 16 bytes are all channels of a pixel
 };
 
 template <typename T, int P, int M, bool kLast>
@@ -72,23 +74,40 @@ __global__ void __launch_bounds__(kThreads, kBlocks) direct_tiles(const Conv2dDi
   A sum[P][M] = {};
   for (int32_t c0 = 0; c0 < p.source_channels; c0 += t.chunk) {
     __syncthreads();
-    const int32_t staged = t.source_planes.divisor * t.source_rows.divisor * t.source_columns.divisor;
-    for (int32_t i = thread; i < staged; i += threads) {
-      int32_t of = i, which;  // group of the block
-      if constexpr (kLast) which = take_remainder(of, t.source_planes);
-      int32_t x = take_remainder(of, t.source_columns);
-      const int32_t y = take_remainder(of, t.source_rows);
-      if constexpr (!kLast) which = of;
-      const int32_t within = take_remainder(which, t.channels);
-      const int32_t h = top + y, w = left + x;
-      const int32_t channel = (group0 + which) * p.source_channels + c0 + within;
-      A value = 0;
-      if (h >= 0 && h < p.h.source && w >= 0 && w < p.w.source && group0 + which < p.groups) {
-        value = to_compute(kLast ? source[(h * p.w.source + w) * source_width + channel]
-                                 : source[channel * source_pixels + h * p.w.source + w]);
+    const auto stage = [&](auto width) {  // neighbouring channels by one access
+      constexpr int V = decltype(width)::value;
+      const Divider<int32_t>& planes = V > 1 ? t.source_vectors : t.source_planes;
+      const int32_t staged = planes.divisor * t.source_rows.divisor * t.source_columns.divisor;
+      for (int32_t i = thread; i < staged; i += threads) {
+        int32_t of = i, which;  // group of the block
+        if constexpr (kLast) which = take_remainder(of, planes) * V;
+        int32_t x = take_remainder(of, t.source_columns);
+        const int32_t y = take_remainder(of, t.source_rows);
+        if constexpr (!kLast) which = of;
+        int32_t within = take_remainder(which, t.channels);
+        const int32_t h = top + y, w = left + x;
+        const int32_t channel = (group0 + which) * p.source_channels + c0 + within;
+        auto given = Lanes<T, V>::of(T{});
+        if (h >= 0 && h < p.h.source && w >= 0 && w < p.w.source && group0 + which < p.groups) {
+          given = Lanes<T, V>::read(source + (kLast ? (h * p.w.source + w) * source_width + channel
+                                                    : channel * source_pixels + h * p.w.source + w));
+        }
+        const int32_t remainder = take_remainder(x, t.stride);
+        const int32_t place = (y * t.pitch + remainder * t.phase + x) * spread;
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          values[within * t.plane * spread + place + which] = to_compute(given.lane(v));
+          if (++within == t.chunk) {
+            within = 0;
+            ++which;
+          }
+        }
       }
-      const int32_t remainder = take_remainder(x, t.stride);
-      values[(within * t.plane + y * t.pitch + remainder * t.phase + x) * spread + which] = value;
+    };
+    if (kLast && t.by_vectors) {
+      stage(std::integral_constant<int, kLast ? kVectorWidth<T> : 1>{});
+    } else {
+      stage(std::integral_constant<int, 1>{});
     }
     for (int32_t i = thread; i < t.chunk * taps * t.units * M; i += threads) {
       int32_t step = i / M;
@@ -267,7 +286,12 @@ Tiles tiles_of(const Conv2dDirectParams& p, int pixels, int channels_of_unit, in
 }
 
 template <typename T, int P, int M>
-cudaError_t launch_tiles(const Conv2dDirectParams& p, const Tiles& t, int64_t blocks, cudaStream_t stream) {
+cudaError_t launch_tiles(const Conv2dDirectParams& p, Tiles t, int64_t blocks, cudaStream_t stream) {
+  constexpr int V = kVectorWidth<T>;
+  const int32_t planes = t.source_planes.divisor;
+  t.by_vectors = p.channels_last && t.chunk == p.source_channels && planes % V == 0 &&
+                 p.groups * p.source_channels % V == 0 && aligned(p.source, 16);
+  if (t.by_vectors) t.source_vectors = Divider<int32_t>(planes / V);
   const int64_t taps = int64_t{p.h.kernel} * p.w.kernel;
   const size_t bytes = (t.weights + t.chunk * taps * t.units * M) * sizeof(Compute<T>);
   const LaunchShape shape{{static_cast<unsigned>(blocks)}, static_cast<unsigned>(t.lanes * t.units), bytes};
@@ -280,10 +304,11 @@ bool launch_units(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t&
   const auto blocks_of = [&](const Tiles& t) {
     return p.batch * t.unit_tiles.divisor * t.row_tiles.divisor * t.column_tiles.divisor;
   };
+  constexpr int P = sizeof(Compute<T>) == 4 ? 4 : 2;
   double share, wide_share;
-  const Tiles t = tiles_of(p, 4, M, sizeof(Compute<T>), share);
+  const Tiles t = tiles_of(p, P, M, sizeof(Compute<T>), share);
   if (t.rows == 0 || blocks_of(t) > INT32_MAX) return false;
-  if constexpr (M == 8 && sizeof(Compute<T>) == 4) {
+  if constexpr (M == 8 && P == 4) {
     constexpr int64_t kEnough = 512;  // blocks for a GPU
     const Tiles wide = tiles_of(p, 8, M, sizeof(Compute<T>), wide_share);
     if (wide.rows > 0 && wide_share > 0.9 * share && blocks_of(wide) >= kEnough) {
@@ -291,7 +316,7 @@ bool launch_units(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t&
       return true;
     }
   }
-  error = launch_tiles<T, 4, M>(p, t, blocks_of(t), stream);
+  error = launch_tiles<T, P, M>(p, t, blocks_of(t), stream);
   return true;
 }
 

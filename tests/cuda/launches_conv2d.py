@@ -55,7 +55,8 @@ def test_implicit_gemm(name, implicit_dtype):
         output = ops.conv2d(input, weight, bias, *pairs, 1, "relu", "implicit_gemm")
     assert len(made) == 1
     assert "Conv2dImplicitParams" in made[0][3]
-    assert made[0][1] == ((256, 1, 1) if WARPGROUPS and dtype != SINGLE else (128, 1, 1))
+    threads = 256 if WARPGROUPS and dtype != SINGLE else 128
+    assert made[0][1] == (threads, 1, 1)
     if name == "wide tiles":
         assert made[0][0] == (5, 1, 1)
     if name == "widest tiles" and WARPGROUPS and dtype != SINGLE:
@@ -69,6 +70,7 @@ def test_implicit_gemm(name, implicit_dtype):
     kinds = ("Conv2dImplicitParams", "Conv2dImplicitWeightParams", "int, long")
     assert len(made) == 3
     assert all(any(kind in kernel for _, _, _, kernel in made) for kind in kinds)
+    assert all(block[0] == threads for _, block, _, kernel in made if "Implicit" in kernel)
     if name == "several parts of the pixels":
         assert [grid[1] for grid, _, _, kernel in made if "WeightParams" in kernel] == [2]
     if name == "wide tiles":

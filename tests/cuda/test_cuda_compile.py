@@ -130,7 +130,8 @@ def test_units_of_sm90a(tool):
     """The files with products of warpgroups, with the host's side of them; PTX is of the newest other."""
     units = tool.kernel_units(tool.Toolkit(Path("nvcc"), Path("/toolkit"), (13, 0)))
     special = [unit for unit in units if unit.target.name.endswith(".sm_90a.o")]
-    assert [unit.source.name for unit in special] == ["conv2d_implicit_warpgroup.cu"]
+    names = ["conv2d_implicit_warpgroup.cu", "conv2d_implicit_weight_warpgroup.cu"]
+    assert [unit.source.name for unit in special] == names
     assert all("-DD2LFAST_SM90A" in unit.command for unit in special)
     ptx = [unit.target.name for unit in units if any("code=compute" in word for word in unit.command)]
     assert len(ptx) == len({unit.source for unit in units})

@@ -23,8 +23,8 @@ template <typename T, int kChannels>
 __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce<kChannels>)
     implicit_gemm_warpgroup(const Conv2dImplicitParams p, const ImplicitItems items) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
-  using Copies = ImplicitCopies<T, kBlockThreads, kTilePixels, kChannels, kFactorRow>;
-  constexpr int kPitch = kFactorRow / sizeof(T), kPiece = 16 / sizeof(T);
+  using Copies = ImplicitCopies<T, kBlockThreads, kTilePixels, kChannels, kFactorLine>;
+  constexpr int kPitch = kFactorLine / sizeof(T), kPiece = 16 / sizeof(T);
   constexpr int kSteps = kBuffers<kChannels>, kAhead = kSteps - 1 - kPending<kChannels>;
   const auto left = factor_memory<T>();
   const auto right = left + kSteps * kTilePixels * kPitch;
@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce<kChannels>)
     const uint64_t b = factor(right + buffer * kChannels * kPitch);
     fence_sums();
 #pragma unroll
-    for (int k = 0; k < kFactorRow / 32; ++k) {
-      begin_product<T, kChannels>(sum, a + k * kNextProduct, b + k * kNextProduct);
+    for (int k = 0; k < kFactorLine / 32; ++k) {
+      begin_product<T, kChannels, false>(sum, a + k * kNextProduct<false>, b + k * kNextProduct<false>);
     }
     commit_products();
     begin_copies((step + kAhead) % kSteps);
@@ -83,13 +83,13 @@ constexpr int kCycles = kChannels == 64    ? 112
 template <typename T, int kChannels>
 cudaError_t launch_tiles(const Conv2dImplicitParams& p, const ImplicitItems& items, cudaStream_t stream) {
   const LaunchShape shape{static_cast<unsigned>(items.blocks()), kBlockThreads,
-                          kBuffers<kChannels> * (kTilePixels + kChannels) * kFactorRow};
+                          kBuffers<kChannels> * (kTilePixels + kChannels) * kFactorLine};
   return launch(implicit_gemm_warpgroup<T, kChannels>, shape, stream, p, items);
 }
 
 template <typename T>
 cudaError_t launch_best_tiles(const Conv2dImplicitParams& p, cudaStream_t stream) {
-  constexpr int32_t kStep = kFactorRow / sizeof(T);
+  constexpr int32_t kStep = kFactorLine / sizeof(T);
   const ImplicitItems narrow(p, kTilePixels, 64, kStep), wide(p, kTilePixels, 128, kStep),
       widest(p, kTilePixels, 256, kStep);
   if (narrow.blocks() == 0) return cudaErrorInvalidValue;

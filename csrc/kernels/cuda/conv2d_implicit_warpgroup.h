@@ -6,8 +6,11 @@ namespace d2lfast::cuda {
 
 // Of bfloat16 and float16 on a device of compute capability 9.0, in a build with code for sm_90a.
 bool conv2d_implicit_takes_warpgroups(DType dtype);
-// As launch_conv2d_implicit, which checks its arguments, by products of warpgroups.
+// As launch_conv2d_implicit and launch_conv2d_implicit_weight, which check their arguments, by products of
+// warpgroups.
 cudaError_t launch_conv2d_implicit_warpgroup(const Conv2dImplicitParams& params, DType dtype,
                                              cudaStream_t stream);
+cudaError_t launch_conv2d_implicit_weight_warpgroup(const Conv2dImplicitWeightParams& params, DType dtype,
+                                                    cudaStream_t stream);
 
 }  // namespace d2lfast::cuda

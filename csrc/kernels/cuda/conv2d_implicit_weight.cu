@@ -1,19 +1,12 @@
-#include <algorithm>
-#include <cstdint>
+#include "conv2d_implicit_weight.cuh"
 
-#include "conv2d.h"
-#include "conv2d_element.cuh"
+#include <algorithm>
+
+#include "conv2d_implicit_warpgroup.h"
 #include "tile_product.cuh"
 
-// The weight gradient as a product over the output's pixels: taps and channels of the source by channels of
-// the gradient. Blocks take a tile of it and a part of the pixels; the parts are added in their order.
 namespace d2lfast::cuda {
 namespace {
-
-struct ImplicitWeightItems {
-  int32_t pixels, row_tiles;
-  Divider<int32_t> columns, rows;
-};
 
 template <typename T, int kColumns>
 constexpr int kSharedElements = kStages * kTileStep<T> * (kStepPitch<kTileRows> + kStepPitch<kColumns>);
@@ -22,77 +15,42 @@ template <typename Core, int kColumns>
 __global__ void __launch_bounds__(kTileThreads, 2)
     implicit_gemm_weight(const Conv2dImplicitWeightParams p, const ImplicitWeightItems items) {
   using T = typename Core::Element;
-  constexpr int kPiece = 16 / sizeof(T), kStep = kTileStep<T>;
-  constexpr int kLeft = kStepPitch<kTileRows>, kRight = kStepPitch<kColumns>;
-  constexpr int kLeftPieces = kTileRows / kPiece, kRightPieces = kColumns / kPiece;  // of a line
+  constexpr int kStep = kTileStep<T>, kLeft = kStepPitch<kTileRows>, kRight = kStepPitch<kColumns>;
+  using Copies = ImplicitWeightCopies<T, kTileThreads, kTileRows, kColumns, kStep>;
   const auto left = dynamic_shared<T>();
   const auto right = left + kStages * kStep * kLeft;
+  const ImplicitWeightPlace place(p, items, kTileRows, kColumns);
+  Copies copies(p, items, place);
   const int thread = static_cast<int>(threadIdx.x);
-  const int32_t row_tile = static_cast<int32_t>(blockIdx.x % items.row_tiles) * kTileRows;
-  const int32_t first_channel = static_cast<int32_t>(blockIdx.x / items.row_tiles) * kColumns;
-  const int32_t rows = p.h.kernel * p.w.kernel * p.source_channels;
-  const int32_t begin = static_cast<int32_t>(int64_t{items.pixels} * blockIdx.y / p.splits);
-  const int32_t end = static_cast<int32_t>(int64_t{items.pixels} * (blockIdx.y + 1) / p.splits);
-
-  // Of every pixel a thread copies the same piece of a tap's channels, and of the gradient's.
-  const int32_t row = row_tile + thread % kLeftPieces * kPiece;
-  const int32_t tap = row / p.source_channels, c = row - tap * p.source_channels;
-  const int32_t kh = tap / p.w.kernel, kw = tap - kh * p.w.kernel;
-  const int32_t channel = first_channel + thread % kRightPieces * kPiece;
-  const int64_t image_size = int64_t{p.h.source} * p.w.source * p.source_channels;
-  const auto copy_step = [&](int32_t from, int stage) {
-#pragma unroll
-    for (int i = 0; i < kStep * kLeftPieces / kTileThreads; ++i) {
-      const int32_t line = thread / kLeftPieces + i * (kTileThreads / kLeftPieces), pixel = from + line;
-      bool valid = row < rows && pixel < end;
-      int64_t at = 0;
-      if (valid) {
-        int32_t rest = pixel, h, w;
-        const int32_t column = take_remainder(rest, items.columns);
-        const int32_t result_row = take_remainder(rest, items.rows);
-        valid = source_of<false>(p.h, result_row, kh, h) & source_of<false>(p.w, column, kw, w);
-        if (valid)
-          at = rest * image_size + (static_cast<int64_t>(h) * p.w.source + w) * p.source_channels + c;
-      }
-      copy_async_16(left + (stage * kStep + line) * kLeft + thread % kLeftPieces * kPiece,
-                    static_cast<const T*>(p.source) + at, valid);
-    }
-#pragma unroll
-    for (int i = 0; i < kStep * kRightPieces / kTileThreads; ++i) {
-      const int32_t line = thread / kRightPieces + i * (kTileThreads / kRightPieces), pixel = from + line;
-      const bool valid = pixel < end && channel < p.result_channels;
-      const int64_t at = valid ? static_cast<int64_t>(pixel) * p.result_channels + channel : 0;
-      copy_async_16(right + (stage * kStep + line) * kRight + thread % kRightPieces * kPiece,
-                    static_cast<const T*>(p.gradient) + at, valid);
-    }
-    commit_async();
+  const auto own_left =
+      left + thread / Copies::kLeftPieces * kLeft + thread % Copies::kLeftPieces * Copies::kPiece;
+  const auto own_right =
+      right + thread / Copies::kRightPieces * kRight + thread % Copies::kRightPieces * Copies::kPiece;
+  const auto begin_copies = [&](int32_t step) {
+    const int stage = step % kStages;
+    copies.begin(place.begin + step * kStep, own_left + stage * kStep * kLeft, kLeft,
+                 own_right + stage * kStep * kRight, kRight);
   };
 
   const WarpPlace at = warp_place<kColumns>();
   TileSums<kColumns> sum = {};
-  for (int stage = 0; stage < kStages - 1; ++stage) copy_step(begin + stage * kStep, stage);
-  const int32_t steps = (end - begin + kStep - 1) / kStep;
+  for (int32_t step = 0; step < kStages - 1; ++step) begin_copies(step);
+  const int32_t steps = (place.end - place.begin + kStep - 1) / kStep;
   for (int32_t step = 0; step < steps; ++step) {
     wait_async<kStages - 2>();
     __syncthreads();
-    copy_step(begin + (step + kStages - 1) * kStep, (step + kStages - 1) % kStages);
+    begin_copies(step + kStages - 1);
     multiply_along_columns<Core, kColumns>(sum, at, left + step % kStages * kStep * kLeft + at.row,
                                            right + step % kStages * kStep * kRight + at.column);
   }
   wait_async<0>();
 
-  float* partial = p.partial + static_cast<int64_t>(blockIdx.y) * rows * p.result_channels;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int32_t result_row = row_tile + at.row + i * 8 + at.g;
-    if (result_row >= rows) continue;
+    float row[kColumns / 16][2];
 #pragma unroll
-    for (int j = 0; j < kColumns / 16; ++j) {
-      const int32_t result_channel = first_channel + at.column + j * 8 + 2 * at.t;
-      if (result_channel >= p.result_channels) continue;  // an even number
-      const Vector<float, 2> both{sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1]};
-      store(partial + static_cast<int64_t>(result_row) * p.result_channels + result_channel, both);
-    }
+    for (int n = 0; n < kColumns / 8; ++n) row[n / 2][n % 2] = sum[i / 2][n / 2][i % 2 * 2 + n % 2];
+    store_part(p, place.row + at.row + i * 8 + at.g, place.channel + at.column, at.t, row);
   }
 }
 
@@ -146,10 +104,10 @@ cudaError_t launch_conv2d_implicit_weight(const Conv2dImplicitWeightParams& p, D
       int64_t{p.h.kernel} * p.w.kernel * p.source_channels > kMaxIndex32) {
     return cudaErrorInvalidValue;
   }
-  const int64_t rows = int64_t{p.h.kernel} * p.w.kernel * p.source_channels;
-  const ImplicitWeightItems items{static_cast<int32_t>(pixels),
-                                  static_cast<int32_t>((rows + kTileRows - 1) / kTileRows),
-                                  Divider<int32_t>(p.w.result), Divider<int32_t>(p.h.result)};
+  if (conv2d_implicit_takes_warpgroups(dtype)) {
+    return launch_conv2d_implicit_weight_warpgroup(p, dtype, stream);
+  }
+  const ImplicitWeightItems items(p, kTileRows);
   switch (dtype) {
     case DType::kBFloat16:
       return launch_tiles<TensorCore<BFloat16>>(p, items, stream);

@@ -129,10 +129,10 @@ void copy_async_16(FactorPointer<T> to, const T* from, bool valid) {
 }
 
 template <typename T>
-uint64_t factor(FactorPointer<T> start) {
+uint64_t factor(FactorPointer<T> start, uint64_t block_bytes = 16) {
   const uint64_t address = detail::kFactorMemory + start.offset() * sizeof(T);
   if (address % kFactorAlign != 0) Grid::get().fail("a factor off its boundary");
-  return kFactorLayout | (address & 0x3ffff) >> 4;
+  return kFactorLayout | block_bytes / 16 << 16 | (address & 0x3ffff) >> 4;
 }
 
 inline void fence_factors() {
@@ -168,7 +168,7 @@ inline void meet(Warpgroup& group) {
 }
 
 // The rows of a factor over 32 bytes along k, as its descriptor places them.
-template <typename T>
+template <typename T, bool kLines>
 std::vector<float> read_factor(uint64_t descriptor, int rows, Product& product) {
   auto& state = product_state();
   const SharedPointer<T> memory = dynamic_shared<T>();
@@ -176,10 +176,13 @@ std::vector<float> read_factor(uint64_t descriptor, int rows, Product& product) 
   const int64_t now = Grid::get().current->block->barrier.epoch;
   if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) Grid::get().fail("another swizzle");
   const uint64_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+  const uint64_t block = (descriptor >> 16 & 0x3fff) << 4;
   std::vector<float> values;
   for (int row = 0; row < rows; ++row) {
-    for (uint64_t byte = 0; byte < 32; byte += sizeof(T)) {
-      const uint64_t address = start + row / 8 * stride + row % 8 * kFactorRow + byte;
+    for (int k = 0; k < 32 / int{sizeof(T)}; ++k) {
+      const uint64_t line = kLines ? k : row, element = kLines ? row % 64 : k;
+      const uint64_t address = start + (kLines ? row / 64 * block : 0) + line / 8 * stride +
+                               line % 8 * kFactorLine + element * sizeof(T);
       const uint64_t swizzled = address ^ (address >> 7 & 7) << 4;
       const int64_t place = (static_cast<int64_t>(swizzled - kFactorMemory)) / int{sizeof(T)};
       values.push_back(to_compute(static_cast<T>(memory[place])));
@@ -199,7 +202,7 @@ std::vector<float> read_factor(uint64_t descriptor, int rows, Product& product) 
 
 }  // namespace detail
 
-template <typename T, int kColumns>
+template <typename T, int kColumns, bool kLines>
 void begin_product(float (&sum)[kColumns / 2], uint64_t left, uint64_t right) {
   auto& state = detail::product_state();
   const int thread = Grid::get().current->linear;
@@ -216,8 +219,8 @@ void begin_product(float (&sum)[kColumns / 2], uint64_t left, uint64_t right) {
     product = std::make_shared<detail::Product>();
     product->left = left;
     product->right = right;
-    product->a = detail::read_factor<T>(left, 64, *product);
-    product->b = detail::read_factor<T>(right, kColumns, *product);
+    product->a = detail::read_factor<T, kLines>(left, 64, *product);
+    product->b = detail::read_factor<T, kLines>(right, kColumns, *product);
   }
   if (product->left != left || product->right != right) Grid::get().fail("factors that differ by thread");
   mine.groups.back().emplace_back(sum, product);

@@ -96,7 +96,7 @@ struct Faults {
 Faults fault;
 
 void product(int* out) {
-  constexpr int kPitch = kFactorRow / sizeof(Float16);
+  constexpr int kPitch = kFactorLine / sizeof(Float16);
   const FactorPointer<Float16> left = factor_memory<Float16>(), right = left + 64 * kPitch;
   const auto fill = [&](FactorPointer<Float16> to) {
     for (int piece = 0; piece < 8; ++piece) {
@@ -115,8 +115,8 @@ void product(int* out) {
   if (fault.sums_fence) fence_sums();
   for (int k = 0; k < 4; ++k) {
     const int other = threadIdx.x / 32 == 3 ? fault.partner_k : 0;
-    begin_product<Float16, 64>(sum, factor(left) + (k + other) % 4 * kNextProduct,
-                               factor(right) + k * kNextProduct);
+    begin_product<Float16, 64, false>(sum, factor(left) + (k + other) % 4 * kNextProduct<false>,
+                                      factor(right) + k * kNextProduct<false>);
   }
   commit_products();
   if (fault.overwrite) left.write(threadIdx.x, {});
@@ -140,7 +140,7 @@ void expect(const char* name, void (*kernel)(int*), const LaunchShape& shape) {
 void expect_product(const char* name, const Faults& with) {
   fault = with;
   memory[0] = 0;
-  expect(name, product, {1, 128, 2 * 64 * kFactorRow});
+  expect(name, product, {1, 128, 2 * 64 * kFactorLine});
   std::printf("%s values: %s\n", name, memory[0] == 0 ? "right" : "wrong");
 }
 

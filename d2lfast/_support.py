@@ -12,9 +12,10 @@ _extension.load()
 
 
 def _with_kernels(key: str) -> frozenset[str | None]:
-    """The public operators that have kernels for a dispatch key, those of their gradients included.
+    """The operators that have kernels for a dispatch key, those of their gradients included.
 
-    None stands for all operators together.
+    Public ones, and private ones that have a gradient of their own, without the underscore. None stands for
+    all operators together.
     """
     names = [n.removeprefix("d2lfast::") for n in torch._C._dispatch_get_all_op_names() if "d2lfast::" in n]
     present = {
@@ -23,11 +24,11 @@ def _with_kernels(key: str) -> frozenset[str | None]:
     # The public layers are composed of one private operator.
     if "_recurrent_layer" not in present:
         present -= {n for n in names if n.endswith("_layer")}
-    public = [n for n in names if not n.startswith("_")]
+    families = {n.removeprefix("_") for n in names if not n.startswith("_") or f"{n}_backward" in names}
     complete: set[str | None] = {
-        name for name in public if all(n in present for n in names if n.removeprefix("_").startswith(name))
+        name for name in families if all(n in present for n in names if n.removeprefix("_").startswith(name))
     }
-    return frozenset(complete | ({None} if len(complete) == len(public) else set()))
+    return frozenset(complete | ({None} if len(complete) == len(families) else set()))
 
 
 _OPERATORS = {

@@ -206,3 +206,22 @@ def test_implicit_gemm_weight_gradient():
     ours = gradient(output, weight, grad)[0][:, -32:].flatten(1)
     wanted = torch.einsum("nohw,nchw->oc", grad.float(), input[:, -32:].float()).half()
     torch.testing.assert_close(ours, wanted, atol=0.25, rtol=2e-3)
+
+
+@pytest.mark.parametrize("classes", [64, 2**20])
+def test_cross_entropy(classes):
+    """A part of a warp a row, and a block."""
+    rows = 2**32 // classes
+    input, target = torch.empty(rows, classes, dtype=HALF), torch.zeros(rows, dtype=torch.int64)
+    input[-1], target[-1] = torch.randn(classes), classes - 3
+    leaf = input[-1:].float().requires_grad_()
+    input.requires_grad_()
+    with Launches("far"):
+        loss = ops._cross_entropy(input, target, 0, -100)[0]
+    wanted = torch.nn.functional.cross_entropy(leaf, target[-1:], reduction="none")
+    torch.testing.assert_close(loss[-1:].float(), wanted, **CLOSE)
+    grad = torch.ones(rows, dtype=HALF)
+    ours = gradient(loss, input, grad)[0][-1:].float()
+    theirs = torch.autograd.grad(wanted.sum(), leaf)[0]
+    assert ours[0, classes - 3] < -0.5
+    torch.testing.assert_close(ours, theirs, **CLOSE)

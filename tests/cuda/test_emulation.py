@@ -15,6 +15,7 @@ TESTS = HERE.parent
 FAMILIES = {
     "pool2d": ["test_pool2d.py", "test_adaptive_pool2d.py"],
     "batch_norm": ["test_batch_norm.py"],
+    "losses_and_dense": ["test_cross_entropy.py", "test_linear.py"],
     "recurrent": ["test_recurrent.py"],
     "recurrent_layer": ["test_recurrent_layer.py"],
     "conv2d": ["test_conv2d.py", "test_conv2d_residual.py"],
@@ -66,7 +67,7 @@ def test_random_cases(library):
 
 
 def test_launches(library):
-    files = ("launches.py", "launches_conv2d.py", "launches_autotune.py")
+    files = ("launches.py", "launches_conv2d.py", "launches_cross_entropy.py", "launches_autotune.py")
     on_emulated_gpu(library, "-m", "pytest", *(f"cuda/{name}" for name in files))
 
 

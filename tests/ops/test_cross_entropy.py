@@ -123,6 +123,7 @@ def test_large_logits_lose_no_digits():
     compare(logits, target_of(logits), 50)
 
 
+@pytest.mark.cpu
 def test_out_of_range():
     logits = logits_of((5, 4))
     for wrong in (4, -1, 1 << 40):
@@ -130,6 +131,18 @@ def test_out_of_range():
         for function in (native, functional):
             with pytest.raises(IndexError, match=f"Target {wrong} is out of bounds"):
                 function.cross_entropy(logits, target)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(DEVICE != "cpu", reason="ends the context of a real GPU")
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("classes", [4, 3000])
+def test_assertion_on_the_device(classes, reduction):
+    logits = logits_of((5, classes))
+    for wrong in (classes, -1, 1 << 40):
+        target = torch.tensor([0, 1, wrong, 2, 3])
+        with pytest.raises(RuntimeError, match="device-side assertion: target >= 0"):
+            functional.cross_entropy(logits, target, reduction=reduction)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -13,6 +13,10 @@
 
 #include "vector.cuh"
 
+// Where it does not hold, the launch and with it the process's context end with a message, as those of torch.
+#define D2LFAST_ASSERT(condition) \
+  ((condition) ? static_cast<void>(0) : __assert_fail(#condition, __FILE__, __LINE__, __func__))
+
 // Shared memory is passed as SharedPointer<T> and never through another pointer type.
 #define D2LFAST_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 
@@ -106,8 +110,11 @@ namespace d2lfast::cuda {
 
 // The overloads for float and double, on the device and in the emulation.
 using std::exp;
+using std::exp2;
 using std::fma;
+using std::fmax;
 using std::isfinite;
+using std::log;
 using std::sqrt;
 using std::tanh;
 

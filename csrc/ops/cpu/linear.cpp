@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../allocate.h"
+#include "../linear.h"
 #include "operators.h"
 #include "panel_products.h"
 #include "scratch.h"
@@ -98,12 +99,7 @@ void check(const Tensor& input, const Tensor& weight, const Optional& bias) {
   const auto type = input.scalar_type();
   TORCH_CHECK(type == at::kFloat || type == at::kDouble, "_linear takes float32 and float64, got ",
               toString(type));
-  TORCH_CHECK(weight.scalar_type() == type && (!bias.has_value() || bias->scalar_type() == type),
-              "expected one dtype");
-  TORCH_CHECK(weight.dim() == 2 && weight.numel() > 0 && input.dim() > 0 &&
-                  input.size(-1) == weight.size(1) &&
-                  (!bias.has_value() || (bias->dim() == 1 && bias->size(0) == weight.size(0))),
-              "sizes ", input.sizes(), " and ", weight.sizes(), " are not those of a linear layer");
+  check_linear(input, weight, bias);
 }
 
 }  // namespace
@@ -135,10 +131,7 @@ Tensor linear_cpu(const Tensor& input, const Tensor& weight, const Optional& bia
 std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const Tensor& input,
                                                        const Tensor& weight, std::array<bool, 3> mask) {
   check(input, weight, {});
-  TORCH_CHECK(grad_output.scalar_type() == input.scalar_type() && grad_output.dim() == input.dim() &&
-                  grad_output.size(-1) == weight.size(0) &&
-                  grad_output.numel() * weight.size(1) == input.numel() * weight.size(0),
-              "the gradient ", grad_output.sizes(), " does not fit the input ", input.sizes());
+  check_linear_gradient(grad_output, input, weight);
   const LinearRows layer(input, weight);
   const int64_t inputs = layer.inputs, outputs = layer.outputs, weights = outputs * inputs;
   const auto options = input.options();

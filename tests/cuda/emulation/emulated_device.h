@@ -9,6 +9,8 @@
 
 // The names of csrc/kernels/cuda/device.cuh on a CPU.
 
+#define D2LFAST_ASSERT(condition) \
+  ((condition) ? void() : ::emulation::Grid::get().fail("device-side assertion: " #condition))
 #define D2LFAST_SHARED(type, name, count) \
   const auto name = ::d2lfast::cuda::shared_array<type>(#name, __LINE__, count)
 

@@ -186,7 +186,9 @@ def operators(call):
 
 
 class TestSequential:
-    x = torch.randn(2, 3, 6, 6, generator=torch.Generator(DEVICE).manual_seed(0))
+    @property
+    def x(self):
+        return torch.randn(2, 3, 6, 6, generator=torch.Generator(DEVICE).manual_seed(0))
 
     def test_activations_are_not_run_on_their_own(self):
         model = block()

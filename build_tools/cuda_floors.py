@@ -35,6 +35,7 @@ from d2lfast.bench.registry import cases  # noqa: E402
 from d2lfast.models.registry import NETWORKS  # noqa: E402
 
 # Forward / backward.
+CROSS_ENTROPY_BLOCK = 2048  # classes from which on a block takes a row
 BATCH_NORM = "reduce, finish_moments, normalize / reduce, finish_gradient_sums, gradient"
 
 
@@ -52,6 +53,9 @@ def kernels_of(case: Case) -> str:
     if case.family == "pool2d":
         name = case.operator.replace("adaptive_avg", "average").replace("avg", "average")
         return f"{name} / {name}_backward"
+    if case.family == "loss":
+        lanes = case.inputs[0][1] < CROSS_ENTROPY_BLOCK
+        return f"cross_entropy_{'lanes' if lanes else 'blocks'}, cross_entropy_sum / cross_entropy_gradient"
     kind, _, unit = case.operator.partition("_")
     if unit == "cell":
         return f"{kind}_forward / {kind}_backward"

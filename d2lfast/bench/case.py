@@ -77,7 +77,7 @@ class Case:
 
     Attributes:
         name: "<family>/<what>", unique.
-        family: "conv2d", "pool2d", "batch_norm" or "recurrent".
+        family: "conv2d", "pool2d", "batch_norm", "recurrent" or "loss".
         operator: name in `torch.ops.d2lfast` that `ours` ends in.
         inputs, parameters, buffers: shapes; see `make_sample` for their values.
         native, ours: build the two sides, which run on the same tensors.

@@ -217,6 +217,7 @@ def language_model_case(steps: int, batch: int, vocab: int, hidden: int) -> Case
             for (owner, name), weight in zip(places, weights, strict=True):
                 setattr(owner, name, weight)
             text = torch.randint(vocab, (batch, steps + 1), generator=torch.Generator().manual_seed(0))
+            text = text.to(weights[0].device)
             return lambda: cross_entropy(model(text[:, :-1]), text[:, 1:], module)
 
         return make

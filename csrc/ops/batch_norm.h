@@ -33,6 +33,9 @@ D2LFAST_VISIBLE void check_batch_norm_backward(const at::Tensor& grad_output, co
                                                const std::optional<at::Tensor>& output,
                                                const std::optional<at::Tensor>& mask, Activation activation);
 
+// [2,C] of float64, beside the input.
+D2LFAST_VISIBLE void check_sync_batch_norm_means(const at::Tensor& means, const at::Tensor& input);
+
 // Shape of the bits of an input of either kind: as many bytes as a device needs, or more. The shape
 // function in d2lfast/_fake has the same rule.
 inline std::array<int64_t, 2> batch_norm_mask_size(const at::Tensor& input, at::MemoryFormat format) {

@@ -46,8 +46,10 @@ bool invertible(at::ScalarType type, int64_t channels, const OptionalTensor& wei
 bool permitted(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                bool training, std::string_view activation_name, const OptionalTensor& residual) {
   const Activation activation = parse_activation(activation_name);
-  if (!input.is_cpu() || input.dim() < 2) return false;
+  if (!(input.is_cpu() || input.is_cuda()) || input.dim() < 2) return false;
   if (!training && !requires_grad(weight)) return true;
+  // Looking at parameters on a GPU would wait for it.
+  if (!input.is_cpu()) return false;
   // Subclasses, such as fake tensors, may have no values.
   const auto has_values = [](const OptionalTensor& t) {
     return !given(t) || !t->key_set().has(c10::DispatchKey::Python);
@@ -179,21 +181,6 @@ at::Tensor saving_versions(const at::Tensor& input, const OptionalTensor& weight
   return statistics;
 }
 
-// Devices without a kernel of their own.
-void forward_copying(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                     const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
-                     double momentum, double eps, std::string_view activation,
-                     const OptionalTensor& residual) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("d2lfast::batch_norm_act", "")
-          .typed<at::Tensor(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                            const OptionalTensor&, const OptionalTensor&, bool, double, double,
-                            std::string_view, const OptionalTensor&)>();
-  input.copy_(
-      op.call(input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual));
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(d2lfast, m) {
@@ -214,8 +201,6 @@ TORCH_LIBRARY_FRAGMENT(d2lfast, m) {
       "Tensor statistics, bool training, str activation, bool[4] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
-
-TORCH_LIBRARY_IMPL(d2lfast, CompositeExplicitAutograd, m) { m.impl("batch_norm_act_", forward_copying); }
 
 TORCH_LIBRARY_IMPL(d2lfast, Autograd, m) {
   m.impl("batch_norm_act_", forward_autograd);

@@ -137,6 +137,6 @@ def _sync_batch_norm_moments(input):
 
 @torch.library.register_fake("d2lfast::_sync_batch_norm_backward")
 def _sync_batch_norm_backward(
-    grad_output, input, weight, statistics, output, mask, activation, sums, count, wants_residual
+    grad_output, input, weight, statistics, output, mask, activation, means, wants_residual
 ):
     return _like(input), _like(input) if wants_residual else input.new_empty([0])

@@ -14,9 +14,10 @@ class BatchNormAct2d(unfused.BatchNormAct2d):
     """`act(batch_norm(x) + residual)` in one sweep; arguments and errors of `unfused.BatchNormAct2d`.
 
     With `inplace=True` the result is written over x and x is returned, as far as autograd permits it:
-    always without gradients; with them in evaluation, and in training without an activation. Elsewhere, as
-    with ReLU in training, the result is a new tensor of the same values: `functional.batch_norm_act` has the
-    rule. x is the caller's to give away, for example the result of a convolution that nobody else reads.
+    always without gradients; with them in evaluation, and on the CPU in training without an activation.
+    Elsewhere, as with ReLU in training, the result is a new tensor of the same values:
+    `functional.batch_norm_act` has the rule. x is the caller's to give away, for example the result of a
+    convolution that nobody else reads.
 
     Shapes: x and residual [N,C,H,W], result [N,C,H,W].
     """

@@ -16,19 +16,30 @@ __all__ = ["SyncBatchNorm", "SyncBatchNormAct2d"]
 _ops: Any = torch.ops.d2lfast
 
 
-def _global_moments(input: Tensor, group: Any) -> tuple[Tensor, Tensor, float]:
-    """Mean and biased variance [C], in float64, and the count of values over all processes of the group."""
+def _global_moments(input: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance [C], and the count of values [], over all processes of the group; float64.
+
+    Zeros where all batches are empty. Nothing here waits for a GPU.
+    """
     channels = input.shape[1]
-    count = torch.tensor([input.numel() // channels], dtype=torch.float64)
+    count = torch.full((1,), input.numel() // channels, dtype=torch.float64, device=input.device)
     own = torch.cat([_ops._sync_batch_norm_moments(input).flatten(), count])
     gathered = [torch.empty_like(own) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(gathered, own, group)
     # Added in the order of the processes, by all of them alike (Chan, Golub and LeVeque 1983).
     means, squares, counts = torch.stack(gathered).split([channels, channels, 1], dim=1)
     total = counts.sum()
-    mean = (means * counts).sum(0) / total
-    variance = (squares + counts * (means - mean).square()).sum(0) / total
-    return mean, variance, total.item()
+    divisor = total.clamp(min=1)
+    mean = (means * counts).sum(0) / divisor
+    variance = (squares + counts * (means - mean).square()).sum(0) / divisor
+    return mean, variance, total
+
+
+def _update(running: Tensor | None, values: Tensor, momentum: float, count: Tensor) -> None:
+    """Moves running statistics towards those of the batch, if there is one."""
+    if running is not None:
+        share = momentum * count.clamp(max=1)
+        running.mul_(1 - share).add_((values * share).to(running.dtype))
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -47,14 +58,13 @@ class _SyncBatchNorm(torch.autograd.Function):
         group: Any,
     ) -> Tensor:
         mean, variance, count = _global_moments(input, group)
-        if count == 1:
+        # torch's layer does not look either, where it would have to wait for the GPU.
+        if not count.is_cuda and count == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {input.size()}"
             )
-        if count > 0:
-            for running, value in ((running_mean, mean), (running_var, variance * (count / (count - 1)))):
-                if running is not None:
-                    running.mul_(1 - momentum).add_((value * momentum).to(running.dtype))
+        _update(running_mean, mean, momentum, count)
+        _update(running_var, variance * (count / (count - 1)), momentum, count)
         # Parameters beside the statistics of a 16-bit input are float32.
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         parameters = [p if p is None else p.to(dtype) for p in (weight, bias)]
@@ -64,19 +74,19 @@ class _SyncBatchNorm(torch.autograd.Function):
         keeps_output = activation in ("sigmoid", "tanh")
         keeps_mask = activation == "relu" and residual is not None
         ctx.save_for_backward(
-            input, weight, statistics, output if keeps_output else None, mask if keeps_mask else None
+            input, weight, statistics, output if keeps_output else None, mask if keeps_mask else None, count
         )
-        ctx.count, ctx.activation, ctx.group = count, activation, group
+        ctx.activation, ctx.group = activation, group
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (grad,) = grad_outputs
-        input, weight, statistics, output, mask = ctx.saved_tensors
+        input, weight, statistics, output, mask, count = ctx.saved_tensors
         wants_input, wants_weight, wants_bias, wants_residual = ctx.needs_input_grad[:4]
         channels, dtype = input.shape[1], statistics.dtype
-        slope = torch.ones(channels, dtype=dtype) if weight is None else weight.to(dtype)
+        slope = statistics.new_ones(channels) if weight is None else weight.to(dtype)
         saved = (grad, input, slope, statistics, output, mask)
         _, grad_weight, grad_bias, _ = _ops._batch_norm_act_backward(
             *saved, False, ctx.activation, [False, True, True, False]
@@ -88,7 +98,7 @@ class _SyncBatchNorm(torch.autograd.Function):
             if wants_input:
                 distributed.all_reduce(sums, group=ctx.group)
             grad_input, grad_residual = _ops._sync_batch_norm_backward(
-                *saved, ctx.activation, sums, float(ctx.count), fused_residual
+                *saved, ctx.activation, sums / count, fused_residual
             )
         return (
             grad_input if wants_input else None,
@@ -115,7 +125,7 @@ def synchronize(self: Any, input: Tensor, activation: str = "none", residual: Te
     group = _group(self)
     if group is None:
         return normalize(self, input, activation, residual)
-    if input.device.type != "cpu" or not supported(input, "batch_norm_act"):
+    if input.is_meta or not supported(input, "batch_norm_act"):
         output = nn.SyncBatchNorm.forward(self, input)
         return unfused.activate(output if residual is None else output + residual, activation)
     factor = 0.0 if self.momentum is None else self.momentum
@@ -139,11 +149,12 @@ def synchronize(self: Any, input: Tensor, activation: str = "none", residual: Te
 
 
 class SyncBatchNorm(_BatchNorm):
-    """`torch.nn.SyncBatchNorm` on d2lfast's kernels, on the CPU too (with gloo).
+    """`torch.nn.SyncBatchNorm` on d2lfast's kernels, on the CPU too (with gloo; not yet run over NCCL).
 
-    Same constructor, parameters, `state_dict` and errors, except that CPU tensors are not refused. Not its
-    subclass, since DistributedDataParallel refuses those on the CPU. Processes may have batches of different
-    sizes, and empty ones. Shapes: [N,C,*] to the same.
+    Same constructor, parameters, `state_dict` and errors, except that CPU tensors are not refused, and on the
+    CPU one value a channel in all processes together is. Not its subclass, since DistributedDataParallel
+    refuses those on the CPU. Processes may have batches of different sizes, and empty ones. Nothing waits for
+    a GPU, but, as in torch, a cumulative average (`momentum=None`). Shapes: [N,C,*] to the same.
     """
 
     def __init__(

@@ -80,49 +80,98 @@ def test_means_of_planes():
     torch.testing.assert_close(output[-1, -8:].flatten(), wanted)
 
 
+CHANNELS, OWN = (
+    2**20,
+    8,
+)  # of 4096 elements, whose statistics one block computes; the last block has the last 8
+
+
+def of_last_channels(layout):
+    tensor = torch.empty((64, CHANNELS, 8, 8), dtype=HALF, memory_format=layout)
+    tensor[:, -OWN:] = torch.randn(64, OWN, 8, 8)
+    return tensor
+
+
+def compare_last_channels(ours, theirs, layout):
+    """Of the last image: the last plane, or the last 8 pixels of the last channels."""
+    ours, theirs = ours.detach()[-1:, -OWN:], theirs.detach()[-1:]
+    ours = ours.clone(memory_format=torch.preserve_format).contiguous(memory_format=layout)
+    compare(ours, theirs, layout, 64, atol=2e-3, rtol=2e-3)
+
+
+def of_channels(value):
+    return torch.full((CHANNELS,), value)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_batch_norm(layout, training, residual):
-    """Channels of 4096 elements, whose statistics one block computes."""
-    channels, own = 2**20, 1 if layout is torch.contiguous_format else 256
-    shape = (64, channels, 8, 8)
-
-    def of_last_channels():
-        tensor = torch.empty(shape, dtype=HALF, memory_format=layout)
-        tensor[:, -own:] = torch.randn(64, own, 8, 8)
-        return tensor.requires_grad_()
-
-    input, added = of_last_channels(), of_last_channels() if residual else None
-    statistics = [torch.full((channels,), value) for value in (0.25, 2.0)]
+def test_batch_norm(layout, training, residual, inplace):
+    input = of_last_channels(layout)
+    added = of_last_channels(layout) if residual else None
+    inputs = [tensor.requires_grad_() for tensor in (input, added) if tensor is not None]
+    statistics = [of_channels(value) for value in (0.25, 2.0)]
     arguments = (training, 0.1, 1e-5)
-    leaves = [
-        tensor.detach()[:, -own:].float().requires_grad_() for tensor in (input, added) if tensor is not None
-    ]
-    kept = [value[-own:].clone() for value in statistics]
+    leaves = [tensor.detach()[:, -OWN:].float().requires_grad_() for tensor in inputs]
+    kept = [value[-OWN:].clone() for value in statistics]
     with Launches("far") as made:
-        output = ops.batch_norm_act(input, None, None, *statistics, *arguments, "relu", added)
+        if inplace:
+            output = input.detach()
+            ops.batch_norm_act_(
+                output, None, None, *statistics, *arguments, "relu", added.detach() if residual else None
+            )
+        else:
+            output = ops.batch_norm_act(input, None, None, *statistics, *arguments, "relu", added)
     assert len(made) == (3 if training else 2)
     wanted = torch.nn.functional.batch_norm(leaves[0], *kept, None, None, *arguments)
     wanted = (wanted + leaves[1] if residual else wanted).relu()
     for ours, theirs in zip(statistics, kept):
-        torch.testing.assert_close(ours[-own:], theirs)
-    # The last plane; in columns the last pixels of the last channels.
-    count = 64 if own == 1 else 256
-
-    def check(ours, theirs):
-        ours, theirs = ours.detach()[-1:, -own:], theirs.detach()[-1:]
-        compare(ours.clone(memory_format=torch.preserve_format).contiguous(memory_format=layout), theirs,
-                layout, count, atol=2e-3, rtol=2e-3)  # fmt: skip
-
-    check(output, wanted)
-    if training and residual:
+        torch.testing.assert_close(ours[-OWN:], theirs)
+    compare_last_channels(output, wanted, layout)
+    if inplace or (training and residual):
         return  # Backward's sums read the bits of elements whose blocks did not run.
-    grad = of_last_channels().detach()
-    inputs = [tensor for tensor in (input, added) if tensor is not None]
-    theirs = torch.autograd.grad(wanted, leaves, grad[:, -own:].float())
+    grad = of_last_channels(layout)
+    theirs = torch.autograd.grad(wanted, leaves, grad[:, -OWN:].float())
     for mine, exact in zip(gradient(output, inputs, grad), theirs, strict=True):
-        check(mine, exact)
+        compare_last_channels(mine, exact, layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_batch_norm_backward_from_the_output(layout):
+    output, grad = of_last_channels(layout), of_last_channels(layout)
+    weight, bias, invstd = (of_channels(value) for value in (2.0, 0.5, 0.25))
+    rows = torch.stack([bias, invstd, bias])
+    with Launches("far") as made:
+        found = ops._batch_norm_inplace_backward(
+            grad, output, weight, bias, rows, True, "none", [True, True, True, False]
+        )
+    assert len(made) == 3
+    g, x_hat = grad[:, -OWN:].float(), (output[:, -OWN:].float() - 0.5) / 2
+    sums = [(g * x_hat).sum((0, 2, 3)), g.sum((0, 2, 3))]
+    for ours, theirs in zip(found[1:3], sums, strict=True):
+        torch.testing.assert_close(ours[-OWN:], theirs, atol=2e-3, rtol=1e-4)
+    mean_product, mean = (total.view(1, -1, 1, 1) / 4096 for total in sums)
+    compare_last_channels(found[0], 0.5 * (g - mean - x_hat * mean_product), layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_synchronised_batch_norm(layout):
+    input, grad = of_last_channels(layout), of_last_channels(layout)
+    with Launches("far") as made:
+        moments = ops._sync_batch_norm_moments(input)
+    assert len(made) == 2
+    x, g = (tensor[:, -OWN:].double() for tensor in (input, grad))
+    torch.testing.assert_close(moments[0, -OWN:], x.mean((0, 2, 3)), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(moments[1, -OWN:], 4096 * x.var((0, 2, 3), correction=0), rtol=1e-5, atol=0)
+    mean, invstd, means = 0.25, 0.5, [0.125, -0.25]
+    columns = torch.stack([of_channels(value) for value in means]).double()
+    rows = torch.stack([of_channels(value) for value in (mean, invstd, 0.0)])
+    with Launches("far") as made:
+        found, _ = ops._sync_batch_norm_backward(grad, input, None, rows, None, None, "none", columns, False)
+    assert len(made) == 2
+    wanted = invstd * (g - means[0] - (x - mean) * invstd * means[1])
+    compare_last_channels(found, wanted, layout)
 
 
 CLOSE = {"atol": 2e-2, "rtol": 2e-3}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cuda.recorded import LAYOUTS, Launches, gpu, kernels, ops
+from cuda.recorded import LAYOUTS, Launches, gpu, ops
 
 pytestmark = gpu
 
@@ -23,36 +23,6 @@ def test_more_than_int32_elements(op, layout):
             getattr(ops, op)(tensor, *arguments)
         assert len(made) == 1
         assert f"PoolItems<{index}>" in made[0][3]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_batch_norm_of_more_than_int32_elements(layout):
-    input = torch.empty(33, 64, 1024, 1024, dtype=torch.float16, memory_format=layout)
-    statistics = [torch.zeros(64), torch.ones(64)]
-    with Launches("dry") as made:
-        ops.batch_norm_act(input, None, None, *statistics, True, 0.1, 1e-5, "relu")
-    assert len(made) == 3  # sums of parts, their merging, normalisation
-    assert all("BatchNorm" in kernel for _, kernel in kernels(made))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("shift", [0, 1])
-def test_batch_norm_takes_the_launches_it_needs(layout, shift):
-    """Training: three forward and three backward; evaluation: two, and one without parameters."""
-    size = 4 * 16 * 8 * 8
-    flat = torch.randn(size + shift)[shift:]
-    planar = layout is torch.contiguous_format
-    input = flat.view(4, 16, 8, 8) if planar else flat.view(4, 8, 8, 16).permute(0, 3, 1, 2)
-    input.requires_grad_()
-    for training, forward, backward in ((True, 3, 3), (False, 2, 1)):
-        with Launches() as made:
-            output = ops.batch_norm_act(
-                input, None, None, torch.zeros(16), torch.ones(16), training, 0.1, 1e-5, "relu"
-            )
-        assert len(made) == forward
-        with Launches() as made:
-            torch.autograd.grad(output.sum(), input)
-        assert len(made) == backward
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -152,34 +122,6 @@ def test_no_recurrent_launch_for_no_sequences(mode, gates):
     assert output.shape == (3, 0, 8)
     assert not any(grad.any() for grad in grads)
     assert made == []
-
-
-@pytest.mark.parametrize("shift", [1, 3, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_batch_norm_of_misaligned_tensors(layout, activation, dtype, shift):
-    """One tensor at a time begins off a boundary, the others on one."""
-
-    def images(moved):
-        flat = torch.randn(4 * 16 * 8 * 8 + moved).to(dtype)[moved:]
-        planar = layout is torch.contiguous_format
-        return flat.view(4, 16, 8, 8) if planar else flat.view(4, 8, 8, 16).permute(0, 3, 1, 2)
-
-    for moved in range(3):
-        input, residual, grad = (images(shift if i == moved else 0) for i in range(3))
-        leaves = [tensor.requires_grad_() for tensor in (input, residual)]
-        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-        statistics = [torch.zeros(16), torch.ones(16)]
-        arguments = (True, 0.1, 1e-5, activation)
-        output = ops.batch_norm_act(input, None, None, *statistics, *arguments, residual)
-        normal = torch.nn.functional.batch_norm(exact[0], None, None, None, None, True)
-        wanted = getattr(torch, activation)(normal + exact[1])
-        ours = (output, *torch.autograd.grad(output, leaves, grad))
-        theirs = (wanted, *torch.autograd.grad(wanted, exact, grad.double()))
-        close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 16 * torch.finfo(dtype).eps}
-        for mine, reference in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(mine.double(), reference, **close)
 
 
 @pytest.mark.parametrize("shared_bytes", ["3000", ""])

@@ -14,7 +14,7 @@ TESTS = HERE.parent
 # The operator tests that run with the CUDA operators in the place of the CPU's, but for those marked `cpu`.
 FAMILIES = {
     "pool2d": ["test_pool2d.py", "test_adaptive_pool2d.py"],
-    "batch_norm": ["test_batch_norm.py"],
+    "batch_norm": ["test_batch_norm.py", "test_batch_norm_inplace.py", "../nn/test_sync_batch_norm.py"],
     "losses_and_dense": ["test_cross_entropy.py", "test_linear.py"],
     "recurrent": ["test_recurrent.py"],
     "recurrent_layer": ["test_recurrent_layer.py"],
@@ -22,9 +22,6 @@ FAMILIES = {
     "conv2d_implicit": ["test_conv2d_implicit.py"],
     "conv2d_winograd": ["test_conv2d_winograd.py"],
 }
-# Partial means of a channel that is one value over and over round apart, which the tolerances of sums taken
-# in order leave no room for.
-INACCURATE = "not (TestBatchNorm and layouts and train and broadcast)"
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +49,7 @@ def operator_tests(library, family, expression="", **variables):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_operators(library, family):
-    operator_tests(library, family, INACCURATE if family == "batch_norm" else "")
+    operator_tests(library, family)
 
 
 @pytest.mark.parametrize("shared_bytes", ["3000", "14000"])
@@ -67,8 +64,8 @@ def test_random_cases(library):
 
 
 def test_launches(library):
-    files = ("launches.py", "launches_conv2d.py", "launches_cross_entropy.py", "launches_autotune.py")
-    on_emulated_gpu(library, "-m", "pytest", *(f"cuda/{name}" for name in files))
+    names = ("launches", "launches_batch_norm", "launches_conv2d", "launches_cross_entropy", "launches_autotune")
+    on_emulated_gpu(library, "-m", "pytest", *(f"cuda/{name}.py" for name in names))
 
 
 @pytest.mark.parametrize("capability", ["80", "90"])

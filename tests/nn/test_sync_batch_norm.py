@@ -119,6 +119,8 @@ def train(net, x, y):
 
 def process(path):
     """What each of the two processes does."""
+    if "D2LFAST_EMULATED_CUDA" in os.environ:
+        torch.ops.load_library(os.environ["D2LFAST_EMULATED_CUDA"])
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()

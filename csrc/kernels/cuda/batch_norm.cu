@@ -21,6 +21,11 @@ __device__ void visit_planes(const BatchNormView<T>& view, int64_t begin, int64_
   }
 }
 
+template <typename T>
+__device__ int32_t channel_of(const BatchNormView<T>& view, int32_t plane) {
+  return take_remainder(plane, view.per_image);
+}
+
 template <int K>
 __device__ int64_t first_plane_item() {
   return K == 1 ? static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32
@@ -42,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, 2) normalize_planes(const BatchNormV
   const int64_t items = view.rows * view.pieces;
   visit_planes<K>(view, first_plane_item<K>(), items, plane_step<K>(),
                   [&](int32_t row, int64_t first, bool inside) {
-                    const auto c = channels_of<false, 1>(view, row % view.channels);
+                    const auto c = channels_of<false, 1>(view, channel_of(view, row));
                     normalize_piece<T, K>(view, row, first, inside, c);
                   });
 }
@@ -74,7 +79,8 @@ __device__ void input_gradient(const BatchNormView<T>& view, int64_t row, int64_
     // Without terms of the batch an infinite input must not turn zero into NaN.
     const Compute<T> rest =
         view.training ? fma(input[k] - c.mean[n], c.slope[n], c.offset[n]) : Compute<T>(0);
-    gradient[k] = fma(gradient[k], c.scale[n], rest);
+    // Scaled last: what the terms take from the gradient is often most of it.
+    gradient[k] = (gradient[k] + rest) * c.scale[n];
   }
   store_piece<T, K>(view.result + at, gradient);
 }
@@ -84,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_planes(const BatchNormVi
   visit_planes<K>(view, first_plane_item<K>(), view.rows * view.pieces, plane_step<K>(),
                   [&](int32_t row, int64_t first, bool inside) {
                     if (!inside) return;
-                    const auto c = channels_of<true, 1>(view, row % view.channels);
+                    const auto c = channels_of<true, 1>(view, channel_of(view, row));
                     input_gradient<T, K>(view, row, first, c);
                   });
 }
@@ -101,56 +107,9 @@ __global__ void __launch_bounds__(kThreads) gradient_columns(const BatchNormView
   }
 }
 
-// Count, mean and sum of squared distances to the mean of part of a channel (Welford; merged as by Chan).
-template <typename A>
-struct Moments {
-  A count, mean, squares;
-
-  __device__ void merge(const Moments& other) {
-    const A total = count + other.count;
-    if (other.count == 0) return;
-    const A distance = other.mean - mean, share = other.count / total;
-    mean += distance * share;
-    squares += other.squares + distance * distance * count * share;
-    count = total;
-  }
-  static __device__ Moments of(A center, A count, A sum, A squares) {
-    if (count == 0) return {0, 0, 0};
-    const A mean = sum / count;
-    return {count, center + mean, squares - sum * mean};
-  }
-  __device__ Moments shuffled(int mask) const {
-    return {shuffle_xor(count, mask), shuffle_xor(mean, mask), shuffle_xor(squares, mask)};
-  }
-};
-
-// Sums of the gradient and of the gradient times the input's distance to the mean.
-template <typename A>
-struct GradientSums {
-  A count, mean, squares;  // as the moments are laid out: unused, sum, sum of products
-
-  __device__ void merge(const GradientSums& other) {
-    mean += other.mean;
-    squares += other.squares;
-  }
-  __device__ GradientSums shuffled(int mask) const {
-    return {0, shuffle_xor(mean, mask), shuffle_xor(squares, mask)};
-  }
-};
-
 template <typename A>
 __device__ A finite_or_zero(A value) {
   return isfinite(value) ? value : A(0);
-}
-
-// What a thread has added up of N channels: two sums each.
-template <bool kBackward, int N, typename A>
-__device__ auto result_of(const A (&center)[N], A count, const A (&first)[N], const A (&second)[N], int n) {
-  if constexpr (kBackward) {
-    return GradientSums<A>{0, first[n], second[n]};
-  } else {
-    return Moments<A>::of(center[n], count, first[n], second[n]);
-  }
 }
 
 template <bool kBackward, typename T, int K, int N>
@@ -170,13 +129,32 @@ __device__ void add_piece(const BatchNormView<T>& view, int64_t row, int64_t at,
   }
 }
 
-template <typename A>
-__device__ void write_partial(A* partial, int64_t split, int64_t channels, int64_t channel, A count, A first,
-                              A second) {
-  A* to = partial + split * 3 * channels + channel;
-  to[0] = count;
-  to[channels] = first;
-  to[2 * channels] = second;
+// Sums of a channel's parts are added in double: first sums, [C, parts], then second ones, then centers [C].
+template <typename T>
+__device__ void write_partial(const BatchNormView<T>& view, int64_t channel, double first, double second) {
+  const int64_t at = channel * gridDim.y + blockIdx.y;
+  view.partial[at] = first;
+  view.partial[view.channels * static_cast<int64_t>(gridDim.y) + at] = second;
+}
+template <typename T>
+__device__ void write_center(const BatchNormView<T>& view, int64_t channel, Compute<T> center) {
+  if (blockIdx.y == 0) view.partial[2 * view.channels * static_cast<int64_t>(gridDim.y) + channel] = center;
+}
+
+// Over lanes whose numbers differ in the bits below `lanes`, a power of two; of equal values exactly.
+__device__ double sum_over_lanes(double value, int lanes) {
+  for (int mask = 1; mask < lanes; mask *= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+// Distances to a mean of samples from all over the channel keep the sums of squares from cancelling, and are
+// 0 if all values are equal. Each warp takes the same samples.
+template <typename T>
+__device__ Compute<T> center_of_plane(const BatchNormView<T>& view, int64_t channel, int64_t images) {
+  const int sample = 2 * (threadIdx.x % 32) + 1;
+  const int64_t row = sample * images / 64 * view.channels + channel, pixel = sample * view.row_size / 64;
+  const double value = to_compute(view.input[row * view.row_size + pixel]);
+  return finite_or_zero(static_cast<Compute<T>>(sum_over_lanes(value, 32) / 32));
 }
 
 // Block (c, s) reduces part s of the planes of channel c.
@@ -184,13 +162,11 @@ template <bool kBackward, typename T, int K>
 __global__ void __launch_bounds__(kThreads, 2) reduce_planes(const BatchNormView<T> view) {
   using A = Compute<T>;
   const int64_t channel = blockIdx.x;
+  const int64_t images = view.rows / view.channels;
   Channels<A, 1> c{};
   if constexpr (kBackward) c = channels_of<false, 1>(view, channel);
-  // Distances to a value of the channel keep the sums of squares from cancelling.
-  const A center[1] = {kBackward ? c.mean[0]
-                                 : finite_or_zero(to_compute(view.input[channel * view.row_size]))};
-  A first[1] = {0}, second[1] = {0}, count = 0;
-  const int64_t images = view.rows / view.channels;
+  A center[1], first[1] = {0}, second[1] = {0};
+  center[0] = kBackward ? c.mean[0] : center_of_plane(view, channel, images);
   const int64_t begin = K == 1 ? static_cast<int64_t>(blockIdx.y) * kWarps + threadIdx.x / 32
                                : static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.y) * (K == 1 ? kWarps : kThreads);
@@ -198,101 +174,176 @@ __global__ void __launch_bounds__(kThreads, 2) reduce_planes(const BatchNormView
     if (!inside) return;
     add_piece<kBackward, T, K, 1>(view, image * static_cast<int64_t>(view.channels) + channel, at, c, center,
                                   first, second);
-    count += K;
   });
-  auto sum = result_of<kBackward, 1>(center, count, first, second, 0);
-#pragma unroll
-  for (int mask = 1; mask < 32; mask *= 2) sum.merge(sum.shuffled(mask));
-  D2LFAST_SHARED(A, warps, 3 * kWarps);
+  double sums[2] = {sum_over_lanes(first[0], 32), sum_over_lanes(second[0], 32)};
+  D2LFAST_SHARED(double, warps, 2 * kWarps);
   const int warp = threadIdx.x / 32;
   if (threadIdx.x % 32 == 0) {
-    warps[3 * warp] = sum.count;
-    warps[3 * warp + 1] = sum.mean;
-    warps[3 * warp + 2] = sum.squares;
+    warps[2 * warp] = sums[0];
+    warps[2 * warp + 1] = sums[1];
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int w = 1; w < kWarps; ++w) {
-    decltype(sum) other{warps[3 * w], warps[3 * w + 1], warps[3 * w + 2]};
-    sum.merge(other);
+    sums[0] += warps[2 * w];
+    sums[1] += warps[2 * w + 1];
   }
-  write_partial(view.partial, blockIdx.y, view.channels, channel, sum.count, sum.mean, sum.squares);
+  write_partial(view, channel, sums[0], sums[1]);
+  if constexpr (!kBackward) write_center(view, channel, center[0]);
+}
+
+// A position in the sums over the rows of a block of columns: warp k < K has channel k of every piece, and
+// several lanes have rows of the same one.
+struct ColumnLane {
+  int channel, lanes, piece, part;
+
+  __device__ ColumnLane()
+      : channel(threadIdx.y * blockDim.x + threadIdx.x),
+        lanes(blockDim.y / 8),  // blockDim.x * lanes is 32
+        piece(channel % 32 * blockDim.x / 32),
+        part(channel % 32 & (lanes - 1)) {
+    channel /= 32;
+  }
+};
+
+// The values of a block's threads added over its rows, for each warp k < K: at the lanes of ColumnLane.
+template <int K, typename A>
+__device__ double sum_over_rows(const A (&values)[K], SharedPointer<A> parts, const ColumnLane& at) {
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < K; ++k) parts[k * kThreads + thread] = values[k];
+  __syncthreads();
+  if (at.channel >= K) return 0;
+  double rows[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int row = at.part + i * at.lanes;
+    rows[i] = parts[at.channel * kThreads + row * static_cast<int>(blockDim.x) + at.piece];
+  }
+#pragma unroll
+  for (int half = 4; half > 0; half /= 2) {
+#pragma unroll
+    for (int i = 0; i < half; ++i) rows[i] += rows[i + half];
+  }
+  return sum_over_lanes(rows[0], at.lanes);
 }
 
 // Block (x, s) reduces part s of the rows for blockDim.x pieces of channels.
 template <bool kBackward, typename T, int K>
-__global__ void __launch_bounds__(kThreads) reduce_columns(const BatchNormView<T> view) {
+__global__ void __launch_bounds__(kThreads, K == 1 ? kMinBlocks : 1)
+    reduce_columns(const BatchNormView<T> view) {
   using A = Compute<T>;
+  static_assert(K <= kWarps);
+  D2LFAST_SHARED(A, parts, K * kThreads);
+  const ColumnLane at;
   const int64_t channel = first_channel<K>();
   const bool inside = channel < view.row_size;
+  const int64_t summed = (static_cast<int64_t>(blockIdx.x) * blockDim.x + at.piece) * K + at.channel;
+  const bool writes = at.channel < K && at.part == 0 && summed < view.row_size;
   Channels<A, K> c{};
-  A center[K] = {}, first[K] = {}, second[K] = {}, count = 0;
-  if (inside) {
-    if constexpr (kBackward) c = channels_of<false, K>(view, channel);
+  A center[K] = {}, first[K] = {}, second[K] = {};
+  if constexpr (kBackward) {
+    if (inside) c = channels_of<false, K>(view, channel);
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      center[k] = kBackward ? c.mean[k] : finite_or_zero(to_compute(view.input[channel + k]));
-    }
+    for (int k = 0; k < K; ++k) center[k] = c.mean[k];
+  } else {
+    // As in planes; a row for each row of the block.
+    A sample[K] = {};
+    const int64_t row = (2 * threadIdx.y + 1) * view.rows * blockDim.x / (2 * kThreads);
+    if (inside) load_piece<T, K>(view.input + row * view.row_size + channel, sample);
+    D2LFAST_SHARED(A, centers, kThreads);
+    const double sum = sum_over_rows<K>(sample, parts, at);
+    const A mean = finite_or_zero(static_cast<A>(sum / blockDim.y));
+    if (at.channel < K && at.part == 0) centers[at.channel * 32 + at.piece] = mean;
+    if (writes) write_center(view, summed, mean);
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < K; ++k) center[k] = centers[k * 32 + threadIdx.x];
+  }
+  if (inside) {
     const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.y;
     for (int64_t row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < view.rows;
          row += step) {
       add_piece<kBackward, T, K, K>(view, row, channel, c, center, first, second);
-      count += 1;
     }
   }
-  // One channel of every thread at a time: the rows of the block are merged in their order.
-  D2LFAST_SHARED(A, parts, 3 * kThreads);
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    auto sum = result_of<kBackward, K>(center, count, first, second, k);
-    parts[3 * thread] = sum.count;
-    parts[3 * thread + 1] = sum.mean;
-    parts[3 * thread + 2] = sum.squares;
-    __syncthreads();
-    if (threadIdx.y == 0 && inside) {
-      for (int y = 1; y < static_cast<int>(blockDim.y); ++y) {
-        const int at = 3 * (y * blockDim.x + threadIdx.x);
-        decltype(sum) other{parts[at], parts[at + 1], parts[at + 2]};
-        sum.merge(other);
-      }
-      write_partial(view.partial, blockIdx.y, view.channels, channel + k, sum.count, sum.mean, sum.squares);
-    }
-    __syncthreads();
-  }
+  const double sums[2] = {sum_over_rows<K>(first, parts, at), sum_over_rows<K>(second, parts, at)};
+  if (writes) write_partial(view, summed, sums[0], sums[1]);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    finish_moments(const BatchNormParams p, const Compute<T>* partial, int splits) {
-  using A = Compute<T>;
-  const int64_t c = first_item<int64_t>();
-  if (c >= p.channels) return;
-  Moments<A> sum{0, 0, 0};
-  for (int s = 0; s < splits; ++s) {
-    const A* from = partial + static_cast<int64_t>(s) * 3 * p.channels + c;
-    sum.merge({from[0], from[p.channels], from[2 * p.channels]});
+// A warp takes a channel and adds the sums of its parts.
+struct FinishedSums {
+  int64_t channel;
+  double center = 0, first = 0, second = 0;
+  bool writes;
+
+  __device__ FinishedSums(const double* partial, int64_t channels, int parts)
+      : channel(static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) {
+    const int lane = threadIdx.x % 32;
+    writes = channel < channels && lane == 0;
+    if (channel >= channels) return;
+    center = partial[2 * channels * parts + channel];
+    for (int64_t i = lane; i < parts; i += 32) {
+      first += partial[channel * parts + i];
+      second += partial[(channels + channel) * parts + i];
+    }
+    first = sum_over_lanes(first, 32);
+    second = sum_over_lanes(second, 32);
   }
-  const A squares = sum.squares < 0 ? A(0) : sum.squares;
+};
+
+// Mean and sum of squared distances from it.
+struct Moments {
+  double mean, squares;
+
+  __device__ Moments(const FinishedSums& sums, double count) {
+    const double distance = sums.first / count, rest = sums.second - distance * sums.first;
+    mean = sums.center + distance;
+    squares = rest < 0 ? 0 : rest;
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) finish_moments(const BatchNormParams p, int parts) {
+  using A = Compute<T>;
+  const FinishedSums sums(p.partial, p.channels, parts);
+  if (!sums.writes) return;
+  const int64_t c = sums.channel;
   const double count = static_cast<double>(p.batch * p.pixels);
-  const double variance = squares / count;
+  const Moments moments(sums, count);
+  const A mean = static_cast<A>(moments.mean);
+  const A invstd = static_cast<A>(1 / sqrt(moments.squares / count + p.eps));
+  const A weight = p.weight != nullptr ? parameter<T>(p.weight, p.wide_parameters, c) : A(1);
+  const A bias = p.bias != nullptr ? parameter<T>(p.bias, p.wide_parameters, c) : A(0);
+  // The mean's rounding error goes into the shift.
+  const double correction = (moments.mean - mean) * (weight * invstd);
   A* statistics = static_cast<A*>(p.statistics);
-  statistics[c] = sum.mean;
-  statistics[p.channels + c] = static_cast<A>(1 / sqrt(variance + p.eps));
-  statistics[2 * p.channels + c] = p.bias != nullptr ? parameter<T>(p.bias, p.wide_parameters, c) : A(0);
+  statistics[c] = mean;
+  statistics[p.channels + c] = invstd;
+  statistics[2 * p.channels + c] = isfinite(correction) ? static_cast<A>(bias - correction) : bias;
   const double keep = 1 - p.momentum;
   if (p.running_mean != nullptr) {
     const int64_t at = c * p.running_mean_stride;
     const double old = parameter<T>(p.running_mean, p.wide_parameters, at);
     set_parameter<T>(p.running_mean, p.wide_parameters, at,
-                     static_cast<A>(keep * old + p.momentum * sum.mean));
+                     static_cast<A>(keep * old + p.momentum * moments.mean));
   }
   if (p.running_var != nullptr) {
     const int64_t at = c * p.running_var_stride;
     const double old = parameter<T>(p.running_var, p.wide_parameters, at);
     set_parameter<T>(p.running_var, p.wide_parameters, at,
-                     static_cast<A>(keep * old + p.momentum * squares / (count - 1)));
+                     static_cast<A>(keep * old + p.momentum * moments.squares / (count - 1)));
   }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    finish_sync_moments(const BatchNormParams p, int parts, double* result) {
+  const FinishedSums sums(p.partial, p.channels, parts);
+  if (!sums.writes) return;
+  const Moments moments(sums, static_cast<double>(p.batch * p.pixels));
+  result[sums.channel] = moments.mean;
+  result[p.channels + sums.channel] = moments.squares;
 }
 
 template <typename T>
@@ -308,28 +359,35 @@ __global__ void __launch_bounds__(kThreads) running_statistics(const BatchNormPa
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    finish_gradient_sums(const BatchNormParams p, const Compute<T>* partial, int splits) {
+__global__ void __launch_bounds__(kThreads) finish_gradient_sums(const BatchNormParams p, int parts) {
   using A = Compute<T>;
-  const int64_t c = first_item<int64_t>();
-  if (c >= p.channels) return;
-  double first = 0, second = 0;
-  for (int s = 0; s < splits; ++s) {
-    const A* from = partial + static_cast<int64_t>(s) * 3 * p.channels + c;
-    first += from[p.channels];
-    second += from[2 * p.channels];
-  }
+  const FinishedSums sums(p.partial, p.channels, parts);
+  if (!sums.writes) return;
+  const int64_t c = sums.channel;
   const double invstd = static_cast<const A*>(p.statistics)[p.channels + c];
-  if (p.grad_bias != nullptr) set_parameter<T>(p.grad_bias, p.wide_parameters, c, static_cast<A>(first));
+  const double weight = p.weight != nullptr ? parameter<T>(p.weight, p.wide_parameters, c) : A(1);
+  const double unit = p.from_output ? 1 / weight : invstd;  // x_hat = (input - mean) * unit
+  if (p.grad_bias != nullptr) {
+    set_parameter<T>(p.grad_bias, p.wide_parameters, c, static_cast<A>(sums.first));
+  }
   if (p.grad_weight != nullptr) {
-    set_parameter<T>(p.grad_weight, p.wide_parameters, c, static_cast<A>(second * invstd));
+    set_parameter<T>(p.grad_weight, p.wide_parameters, c, static_cast<A>(sums.second * unit));
   }
   if (p.coefficients == nullptr) return;
-  const double weight = p.weight != nullptr ? parameter<T>(p.weight, p.wide_parameters, c) : A(1);
-  const double scale = weight * invstd / static_cast<double>(p.batch * p.pixels);
+  const double count = static_cast<double>(p.batch * p.pixels);
   A* coefficients = static_cast<A*>(p.coefficients);
-  coefficients[c] = static_cast<A>(-scale * invstd * invstd * second);
-  coefficients[p.channels + c] = static_cast<A>(-scale * first);
+  coefficients[c] = static_cast<A>(-unit * unit * sums.second / count);
+  coefficients[p.channels + c] = static_cast<A>(-sums.first / count);
+}
+
+template <typename A>
+__global__ void __launch_bounds__(kThreads) sync_coefficients(const BatchNormParams p, const double* means) {
+  const int64_t c = first_item<int64_t>();
+  if (c >= p.channels) return;
+  A* coefficients = static_cast<A*>(p.coefficients);
+  coefficients[c] =
+      static_cast<A>(-static_cast<const A*>(p.statistics)[p.channels + c] * means[p.channels + c]);
+  coefficients[p.channels + c] = static_cast<A>(-means[c]);
 }
 
 template <typename T>
@@ -342,10 +400,11 @@ BatchNormView<T> view_of(const BatchNormParams& p, int piece) {
   view.pieces = static_cast<int32_t>((view.row_size + span - 1) / span);
   view.channels = static_cast<int32_t>(p.channels);
   view.per_row = Divider<int32_t>(view.pieces);
-  view.count = p.batch * p.pixels;
+  view.per_image = Divider<int32_t>(p.channels);
   view.activation = p.activation;
   view.wide_parameters = p.wide_parameters;
   view.training = p.coefficients != nullptr;
+  view.from_output = p.from_output;
   view.input = static_cast<const T*>(p.input);
   view.residual = static_cast<const T*>(p.residual);
   view.gradient = static_cast<const T*>(p.gradient);
@@ -362,7 +421,7 @@ BatchNormView<T> view_of(const BatchNormParams& p, int piece) {
   view.shift = statistics + 2 * p.channels;
   view.slope = static_cast<const A*>(p.coefficients);
   view.offset = view.slope == nullptr ? nullptr : view.slope + p.channels;
-  view.partial = static_cast<A*>(p.partial);
+  view.partial = p.partial;
   return view;
 }
 
@@ -395,7 +454,7 @@ LaunchShape column_shape(const BatchNormParams& p, int piece, int64_t parts) {
 constexpr int64_t kReducingBlocks = 1024;  // of a reduction, at most: enough for any GPU of today
 
 // Parts into which each channel is split. A thread should see some dozens of elements.
-int splits_of(const BatchNormParams& p) {
+int parts_of(const BatchNormParams& p) {
   const int64_t count = p.batch * p.pixels;
   const int64_t across = p.columns ? (p.channels + 31) / 32 : p.channels;
   const int64_t parts = std::min(count / 2048, kReducingBlocks / across);
@@ -403,23 +462,23 @@ int splits_of(const BatchNormParams& p) {
 }
 
 template <bool kBackward, typename T, int K>
-cudaError_t reduce(const BatchNormParams& p, cudaStream_t stream, int& splits) {
+cudaError_t reduce(const BatchNormParams& p, cudaStream_t stream, int& parts) {
   const auto view = view_of<T>(p, K);
-  splits = splits_of(p);
+  parts = parts_of(p);
   if (p.columns) {
-    const LaunchShape shape = column_shape(p, K, splits);
-    splits = static_cast<int>(shape.grid.y);
+    const LaunchShape shape = column_shape(p, K, parts);
+    parts = static_cast<int>(shape.grid.y);
     return launch(reduce_columns<kBackward, T, K>, shape, stream, view);
   }
-  const LaunchShape shape{{static_cast<unsigned>(p.channels), static_cast<unsigned>(splits)}, kThreads};
+  const LaunchShape shape{{static_cast<unsigned>(p.channels), static_cast<unsigned>(parts)}, kThreads};
   return launch(reduce_planes<kBackward, T, K>, shape, stream, view);
 }
 
 template <bool kBackward, typename T>
-cudaError_t reduce_any(const BatchNormParams& p, cudaStream_t stream, int& splits) {
+cudaError_t reduce_any(const BatchNormParams& p, cudaStream_t stream, int& parts) {
   if (!countable(p)) return cudaErrorInvalidValue;
-  return wide_rows(p) ? reduce<kBackward, T, kPiece>(p, stream, splits)
-                      : reduce<kBackward, T, 1>(p, stream, splits);
+  return wide_rows(p) ? reduce<kBackward, T, kPiece>(p, stream, parts)
+                      : reduce<kBackward, T, 1>(p, stream, parts);
 }
 
 template <typename T, int K>
@@ -429,31 +488,45 @@ LaunchShape elementwise_shape(const BatchNormParams& p, const BatchNormView<T>& 
   return {blocks_for(threads), kThreads};
 }
 
-unsigned channel_blocks(const BatchNormParams& p) {
-  return static_cast<unsigned>((p.channels + kThreads - 1) / kThreads);
+// Blocks of a thread, or of a warp, for each channel.
+LaunchShape channel_threads(const BatchNormParams& p) {
+  return {static_cast<unsigned>((p.channels + kThreads - 1) / kThreads), kThreads};
+}
+LaunchShape channel_warps(const BatchNormParams& p) {
+  return {static_cast<unsigned>((p.channels + kWarps - 1) / kWarps), kThreads};
 }
 
 }  // namespace
 
 int64_t batch_norm_partial_size(const BatchNormParams& params) {
-  return 3 * params.channels * splits_of(params);
+  return (2 * parts_of(params) + 1) * params.channels;
 }
 
 cudaError_t launch_batch_norm_moments(const BatchNormParams& params, DType dtype, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    int splits = 0;
-    const cudaError_t error = reduce_any<false, T>(params, stream, splits);
+    int parts = 0;
+    const cudaError_t error = reduce_any<false, T>(params, stream, parts);
     if (error != cudaSuccess) return error;
-    return launch(finish_moments<T>, {channel_blocks(params), kThreads}, stream, params,
-                  static_cast<const Compute<T>*>(params.partial), splits);
+    return launch(finish_moments<T>, channel_warps(params), stream, params, parts);
+  });
+}
+
+cudaError_t launch_sync_batch_norm_moments(const BatchNormParams& params, double* moments, DType dtype,
+                                           cudaStream_t stream) {
+  return with_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    int parts = 0;
+    const cudaError_t error = reduce_any<false, T>(params, stream, parts);
+    if (error != cudaSuccess) return error;
+    return launch(finish_sync_moments, channel_warps(params), stream, params, parts, moments);
   });
 }
 
 cudaError_t launch_batch_norm_running(const BatchNormParams& params, DType dtype, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch(running_statistics<T>, {channel_blocks(params), kThreads}, stream, params);
+    return launch(running_statistics<T>, channel_threads(params), stream, params);
   });
 }
 
@@ -475,12 +548,17 @@ cudaError_t launch_batch_norm_normalize(const BatchNormParams& params, DType dty
 cudaError_t launch_batch_norm_gradient_sums(const BatchNormParams& params, DType dtype, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    int splits = 0;
-    const cudaError_t error = reduce_any<true, T>(params, stream, splits);
+    int parts = 0;
+    const cudaError_t error = reduce_any<true, T>(params, stream, parts);
     if (error != cudaSuccess) return error;
-    return launch(finish_gradient_sums<T>, {channel_blocks(params), kThreads}, stream, params,
-                  static_cast<const Compute<T>*>(params.partial), splits);
+    return launch(finish_gradient_sums<T>, channel_warps(params), stream, params, parts);
   });
+}
+
+cudaError_t launch_sync_batch_norm_coefficients(const BatchNormParams& params, const double* means,
+                                                DType dtype, cudaStream_t stream) {
+  const auto kernel = dtype == DType::kFloat64 ? sync_coefficients<double> : sync_coefficients<float>;
+  return launch(kernel, channel_threads(params), stream, params, means);
 }
 
 cudaError_t launch_batch_norm_gradient(const BatchNormParams& params, DType dtype, cudaStream_t stream) {

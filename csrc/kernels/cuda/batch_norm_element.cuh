@@ -19,17 +19,17 @@ struct BatchNormView {
   int64_t rows, row_size;
   int32_t pieces;  // of a row: 8 elements, or 32 for a warp of single ones
   int32_t channels;
-  Divider<int32_t> per_row;  // pieces
-  int64_t count;             // elements of a channel
+  Divider<int32_t> per_row;    // pieces
+  Divider<int32_t> per_image;  // planes
   Activation activation;
-  bool wide_parameters, training;
+  bool wide_parameters, training, from_output;
   const T *input, *residual, *gradient, *activated;
   uint8_t* mask;
   int64_t mask_pitch;
   T *result, *grad_residual;
   const void *weight, *bias;
   const A *mean, *invstd, *shift, *slope, *offset;
-  A* partial;
+  double* partial;
 };
 
 template <typename T>
@@ -69,7 +69,7 @@ __device__ void store_piece(T* to, const Compute<T> (&values)[K]) {
   }
 }
 
-// The channels of a piece: one for all elements of a plane, K in columns.
+// The channels of a piece: one for all elements of a plane, K in columns. mean: of the output, the bias.
 template <typename A, int N>
 struct Channels {
   A mean[N], scale[N], shift[N], slope[N], offset[N];
@@ -82,7 +82,11 @@ __device__ Channels<Compute<T>, N> channels_of(const BatchNormView<T>& view, int
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const int64_t at = channel + i;
-    c.mean[i] = view.mean[at];
+    if (view.from_output) {
+      c.mean[i] = view.bias != nullptr ? parameter<T>(view.bias, view.wide_parameters, at) : A(0);
+    } else {
+      c.mean[i] = view.mean[at];
+    }
     const A weight = view.weight != nullptr ? parameter<T>(view.weight, view.wide_parameters, at) : A(1);
     c.scale[i] = weight * view.invstd[at];
     c.shift[i] = view.shift[at];
@@ -151,9 +155,8 @@ __device__ void gradient_piece(const BatchNormView<T>& view, int64_t row, int64_
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       const int n = N == 1 ? 0 : k;
-      const bool keep = view.mask != nullptr
-                            ? (bits >> k & 1u) != 0
-                            : !(normalized(input[k], c.mean[n], c.scale[n], c.shift[n]) <= 0);
+      const A output = view.from_output ? input[k] : normalized(input[k], c.mean[n], c.scale[n], c.shift[n]);
+      const bool keep = view.mask != nullptr ? (bits >> k & 1u) != 0 : !(output <= 0);
       if (!keep) gradient[k] = 0;
     }
     return;

@@ -120,7 +120,7 @@ at::Tensor sync_batch_norm_moments_cpu(const at::Tensor& input);
 std::tuple<at::Tensor, at::Tensor> sync_batch_norm_backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& input, const std::optional<at::Tensor>& weight,
     const at::Tensor& statistics, const std::optional<at::Tensor>& output,
-    const std::optional<at::Tensor>& mask, std::string_view activation_name, const at::Tensor& sums,
-    double count, bool wants_residual);
+    const std::optional<at::Tensor>& mask, std::string_view activation_name, const at::Tensor& means,
+    bool wants_residual);
 
 }  // namespace d2lfast::ops

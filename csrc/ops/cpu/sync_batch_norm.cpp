@@ -52,15 +52,14 @@ at::Tensor sync_batch_norm_moments_cpu(const at::Tensor& input) {
 std::tuple<at::Tensor, at::Tensor> sync_batch_norm_backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& input, const std::optional<at::Tensor>& weight,
     const at::Tensor& statistics, const std::optional<at::Tensor>& output,
-    const std::optional<at::Tensor>& mask, std::string_view activation_name, const at::Tensor& sums,
-    double count, bool wants_residual) {
+    const std::optional<at::Tensor>& mask, std::string_view activation_name, const at::Tensor& means,
+    bool wants_residual) {
   const DType dtype = kernel_dtype(input, "d2lfast::batch_norm_act");
   const Activation activation = parse_activation(activation_name);
   const int64_t channels = input.size(1);
   const auto format = input.suggest_memory_format();
   check_batch_norm_backward(grad_output, input, statistics, output, mask, activation);
-  TORCH_CHECK(sums.dim() == 2 && sums.size(0) == 2 && sums.size(1) == channels, "expected sums of ", channels,
-              " channels");
+  check_sync_batch_norm_means(means, input);
   at::Tensor grad_input = empty(input.sizes(), input.options().memory_format(format));
   at::Tensor grad_residual = wants_residual ? empty(input.sizes(), input.options().memory_format(format))
                                             : empty({0}, input.options());
@@ -82,18 +81,18 @@ std::tuple<at::Tensor, at::Tensor> sync_batch_norm_backward_cpu(
   run.base.grad_residual = wants_residual ? grad_residual.mutable_data_ptr() : nullptr;
   run.choose_stream();
   const ChannelValues weights = read_channels(weight, channels, 1);
-  const ChannelValues means = read_row(statistics, 0);
+  const ChannelValues centers = read_row(statistics, 0);
   const ChannelValues inverses = read_row(statistics, 1);
   const ChannelValues shifts = read_row(statistics, 2);
-  const ChannelValues first = read_row(sums, 0);
-  const ChannelValues second = read_row(sums, 1);
+  const ChannelValues first = read_row(means, 0);
+  const ChannelValues second = read_row(means, 1);
   Coefficients& k = run.coefficients;
   for (int64_t c = 0; c < channels; ++c) {
-    k.set(Coefficients::kCenter, c, means[c]);
+    k.set(Coefficients::kCenter, c, centers[c]);
     k.set(Coefficients::kScale, c, weights[c] * inverses[c]);
     k.set(Coefficients::kShift, c, shifts[c]);
-    k.set(Coefficients::kSlope, c, -inverses[c] * second[c] / count);
-    k.set(Coefficients::kOffset, c, -first[c] / count);
+    k.set(Coefficients::kSlope, c, -inverses[c] * second[c]);
+    k.set(Coefficients::kOffset, c, -first[c]);
   }
   run.elementwise(run.table.plane_gradient, run.table.column_gradient);
   return {grad_input, grad_residual};

@@ -1,11 +1,10 @@
 #include "../batch_norm.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 
-#include "../../kernels/cuda/batch_norm.h"
-#include "../activation.h"
 #include "../dtype.h"
-#include "../optional_tensor.h"
+#include "batch_norm_params.h"
 #include "runtime.h"
 
 namespace d2lfast::ops {
@@ -14,28 +13,12 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-at::Tensor contiguous_or_none(const OptionalTensor& tensor) {
-  return given(tensor) ? tensor->contiguous() : at::Tensor();
-}
-
-const void* data_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
-}
-
-// The sizes; `masked` where the rows of a mask tell planes from columns.
-cuda::BatchNormParams shape_of(const at::Tensor& input, at::MemoryFormat format, bool masked) {
-  cuda::BatchNormParams p{};
-  p.batch = input.size(0);
-  p.channels = input.size(1);
-  p.pixels = input.numel() / std::max<int64_t>(1, p.batch * p.channels);
-  p.columns = format != at::MemoryFormat::Contiguous || (p.pixels == 1 && !masked);
-  return p;
-}
-
+// Output, statistics and mask. Writes to `into`, which may be the input itself, or to a new tensor.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(
     const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double momentum,
-    double eps, std::string_view activation_name, const OptionalTensor& residual, bool saving) {
+    double eps, std::string_view activation_name, const OptionalTensor& residual, bool saves_mask,
+    const at::Tensor& into = {}) {
   const DType dtype = check_batch_norm(input, weight, bias, running_mean, running_var, training, residual);
   const DeviceGuard guard(input.device());
   const Activation activation = parse_activation(activation_name);
@@ -43,10 +26,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(
   const at::Tensor source = input.contiguous(format);
   const at::Tensor shortcut = given(residual) ? residual->contiguous(format) : at::Tensor();
   const at::Tensor weights = contiguous_or_none(weight), biases = contiguous_or_none(bias);
-  const bool masked = saving && keeps_mask(activation, shortcut.defined());
+  const bool masked = saves_mask && keeps_mask(activation, shortcut.defined());
   const at::ScalarType wide = accumulator_type(input.scalar_type());
   const auto options = input.options().dtype(wide);
-  const at::Tensor output = at::empty(input.sizes(), input.options().memory_format(format));
+  const at::Tensor output =
+      into.defined() ? into : at::empty(input.sizes(), input.options().memory_format(format));
   at::Tensor statistics = at::empty({3, input.size(1)}, options);
   const auto bytes = input.options().dtype(at::kByte);
   const at::Tensor mask =
@@ -55,7 +39,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(
     statistics.zero_();
     return {output, statistics, mask};
   }
-  cuda::BatchNormParams p = shape_of(source, format, masked);
+  cuda::BatchNormParams p = batch_norm_shape(source, format, masked);
   p.activation = activation;
   p.input = source.const_data_ptr();
   p.residual = data_or_null(shortcut);
@@ -79,8 +63,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(
   p.statistics = statistics.mutable_data_ptr();
   const cudaStream_t stream = current_stream();
   if (training) {
-    const at::Tensor partial = at::empty({cuda::batch_norm_partial_size(p)}, options);
-    p.partial = partial.mutable_data_ptr();
+    const at::Tensor partial = at::empty({cuda::batch_norm_partial_size(p)}, options.dtype(at::kDouble));
+    p.partial = partial.mutable_data_ptr<double>();
     C10_CUDA_CHECK(cuda::launch_batch_norm_moments(p, dtype, stream));
   } else {
     C10_CUDA_CHECK(cuda::launch_batch_norm_running(p, dtype, stream));
@@ -105,10 +89,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_saving_cuda(
                  residual, true);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backward_cuda(
-    const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
-    const at::Tensor& statistics, const OptionalTensor& output, const OptionalTensor& mask, bool training,
-    std::string_view activation_name, std::array<bool, 4> output_mask) {
+// Every element is read before it is written, by the same thread.
+at::Tensor forward_inplace(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                           const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                           bool training, double momentum, double eps, std::string_view activation,
+                           const OptionalTensor& residual) {
+  at::assert_no_internal_overlap(input);
+  if (given(residual)) at::assert_no_partial_overlap(input, *residual);
+  const bool direct = input.is_contiguous(input.suggest_memory_format());
+  const auto [output, statistics, mask] =
+      forward(input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual,
+              false, direct ? input : at::Tensor());
+  if (!direct) input.copy_(output);
+  return statistics;
+}
+
+void batch_norm_act_inplace_cuda(const at::Tensor& input, const OptionalTensor& weight,
+                                 const OptionalTensor& bias, const OptionalTensor& running_mean,
+                                 const OptionalTensor& running_var, bool training, double momentum,
+                                 double eps, std::string_view activation, const OptionalTensor& residual) {
+  forward_inplace(input, weight, bias, running_mean, running_var, training, momentum, eps, activation,
+                  residual);
+}
+
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// `input`: of forward, or in its place the output (`from_output`), which holds x_hat * weight + bias.
+Gradients backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
+                   const OptionalTensor& bias, const at::Tensor& statistics, const OptionalTensor& output,
+                   const OptionalTensor& mask, bool from_output, bool training,
+                   std::string_view activation_name, std::array<bool, 4> output_mask) {
   const DeviceGuard guard(input.device());
   const DType dtype = kernel_dtype(input, "d2lfast::batch_norm_act");
   const Activation activation = parse_activation(activation_name);
@@ -116,7 +126,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backwa
   const auto format = input.suggest_memory_format();
   const int64_t channels = input.size(1);
   const auto [wants_input, wants_weight, wants_bias, wants_residual] = output_mask;
-  const auto parameter_options = given(weight) ? weight->options() : input.options();
+  const auto parameter_options = given(weight) ? weight->options()
+                                 : given(bias) ? bias->options()
+                                               : input.options();
   const auto like_input = [&](bool wanted) {
     return wanted ? at::empty(input.sizes(), input.options().memory_format(format))
                   : at::empty({0}, input.options());
@@ -131,21 +143,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backwa
   }
   const at::ScalarType wide = accumulator_type(input.scalar_type());
   const auto options = input.options().dtype(wide);
-  const at::Tensor source = input.contiguous(format), gradient = grad_output.contiguous(format);
-  const at::Tensor activated = keeps_output(activation) ? output->contiguous(format) : at::Tensor();
-  const at::Tensor weights = contiguous_or_none(weight), saved = statistics.contiguous();
-  const bool masked = activation == Activation::kReLU && given(mask) && mask->numel() > 0;
-  cuda::BatchNormParams p = shape_of(source, format, masked);
-  p.activation = activation;
+  BatchNormGradient call(grad_output, input, weight, statistics, output, mask, activation, format);
+  const at::Tensor biases = contiguous_or_none(bias);
+  cuda::BatchNormParams& p = call.params;
   p.wide_parameters = parameter_options.dtype() == wide;
-  p.input = source.const_data_ptr();
-  p.gradient = gradient.const_data_ptr();
-  p.activated = data_or_null(activated);
-  p.mask = masked ? const_cast<uint8_t*>(mask->const_data_ptr<uint8_t>()) : nullptr;
+  p.from_output = from_output;
+  p.bias = data_or_null(biases);
   p.result = wants_input ? grad_input.mutable_data_ptr() : nullptr;
   p.grad_residual = wants_residual ? grad_residual.mutable_data_ptr() : nullptr;
-  p.weight = data_or_null(weights);
-  p.statistics = const_cast<void*>(saved.const_data_ptr());
   p.grad_weight = wants_weight ? grad_weight.mutable_data_ptr() : nullptr;
   p.grad_bias = wants_bias ? grad_bias.mutable_data_ptr() : nullptr;
   const cudaStream_t stream = current_stream();
@@ -155,12 +160,29 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backwa
     p.coefficients = coefficients.mutable_data_ptr();
   }
   if (p.coefficients != nullptr || wants_weight || wants_bias) {
-    partial = at::empty({cuda::batch_norm_partial_size(p)}, options);
-    p.partial = partial.mutable_data_ptr();
+    partial = at::empty({cuda::batch_norm_partial_size(p)}, options.dtype(at::kDouble));
+    p.partial = partial.mutable_data_ptr<double>();
     C10_CUDA_CHECK(cuda::launch_batch_norm_gradient_sums(p, dtype, stream));
   }
   if (wants_input || wants_residual) C10_CUDA_CHECK(cuda::launch_batch_norm_gradient(p, dtype, stream));
   return {grad_input, grad_weight, grad_bias, grad_residual};
+}
+
+Gradients batch_norm_act_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
+                                       const OptionalTensor& weight, const at::Tensor& statistics,
+                                       const OptionalTensor& output, const OptionalTensor& mask,
+                                       bool training, std::string_view activation,
+                                       std::array<bool, 4> output_mask) {
+  return backward(grad_output, input, weight, {}, statistics, output, mask, false, training, activation,
+                  output_mask);
+}
+
+Gradients batch_norm_inplace_backward_cuda(const at::Tensor& grad_output, const at::Tensor& output,
+                                           const OptionalTensor& weight, const OptionalTensor& bias,
+                                           const at::Tensor& statistics, bool training,
+                                           std::string_view activation, std::array<bool, 4> output_mask) {
+  return backward(grad_output, output, weight, bias, statistics, output, {}, true, training, activation,
+                  output_mask);
 }
 
 }  // namespace
@@ -169,6 +191,9 @@ TORCH_LIBRARY_IMPL(d2lfast, D2LFAST_CUDA_KEY, m) {
   m.impl("batch_norm_act", batch_norm_act_cuda);
   m.impl("_batch_norm_act_saving", batch_norm_act_saving_cuda);
   m.impl("_batch_norm_act_backward", batch_norm_act_backward_cuda);
+  m.impl("batch_norm_act_", batch_norm_act_inplace_cuda);
+  m.impl("_batch_norm_inplace_saving", forward_inplace);
+  m.impl("_batch_norm_inplace_backward", batch_norm_inplace_backward_cuda);
 }
 
 }  // namespace d2lfast::ops

@@ -99,14 +99,14 @@ def batch_norm_act(
         residual: of the input's shape and dtype, or None.
         inplace: write the result over `input` wherever its gradients can do without it, and return `input`;
             elsewhere the result is a new tensor of the same values, and `input` keeps its own. Without
-            gradients that is always. With gradients (on the CPU) it is in evaluation: every activation if
-            the weight wants no gradient, "none" and "relu" without a residual if it does; in training:
-            "none" without a residual. Backward then finds the normalised values in the result, as
+            gradients that is always. With gradients it is in evaluation whose weight wants none; on the CPU
+            also in evaluation with "none" or "relu" without a residual, and in training with "none" without
+            a residual. Backward then finds the normalised values in the result, as
             `(result - bias) / weight`, and no weight may be so small that this loses them: at least 2^-60
             (2^-4 for float16 inputs) and a sixteenth of its bias. (Of 16-bit inputs the weight's gradient
-            then carries the rounding of the result.) ReLU in training needs the input where
-            it is 0. What is traced (`torch.compile`, `torch.export`) gets a new tensor. A gradient of the
-            gradient is refused.
+            then carries the rounding of the result.) On a GPU looking at the weights would wait for it.
+            ReLU in training needs the input where it is 0. What is traced (`torch.compile`, `torch.export`)
+            gets a new tensor. A gradient of the gradient is refused.
 
     Returns:
         A tensor of the input's shape, dtype and memory format.

@@ -1,0 +1,162 @@
+"""Launch parameters of batch norm on the emulated GPU, which test_emulation.py starts this with."""
+
+import pytest
+import torch
+from cuda.recorded import LAYOUTS, Launches, gpu, kernels, ops
+
+pytestmark = gpu
+
+
+def images(layout, shift=0, dtype=torch.float32):
+    """[4,16,8,8] that begins `shift` elements off a boundary."""
+    flat = torch.randn(4 * 16 * 8 * 8 + shift).to(dtype)[shift:]
+    planar = layout is torch.contiguous_format
+    return flat.view(4, 16, 8, 8) if planar else flat.view(4, 8, 8, 16).permute(0, 3, 1, 2)
+
+
+def statistics(channels=16):
+    return torch.zeros(channels), torch.ones(channels)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_more_than_int32_elements(layout):
+    """Sums of parts, their merging, normalisation; in place the same, without a copy."""
+    input = torch.empty(33, 64, 1024, 1024, dtype=torch.float16, memory_format=layout)
+    arguments = (None, None, *statistics(64), True, 0.1, 1e-5, "relu")
+    for call, count in (
+        (lambda: ops.batch_norm_act(input, *arguments), 3),
+        (lambda: ops.batch_norm_act_(input, *arguments), 3),
+        (lambda: ops._sync_batch_norm_moments(input), 2),
+    ):
+        with Launches("dry") as made:
+            call()
+        assert len(made) == count
+        assert all("BatchNorm" in kernel for _, kernel in kernels(made))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_takes_the_launches_it_needs(layout, shift, inplace):
+    """Training: three forward and three backward; evaluation: two, and one without parameters."""
+    leaf = images(layout, shift).requires_grad_()
+    activation = "none" if inplace else "relu"
+    for training, forward, backward in ((True, 3, 3), (False, 2, 1)):
+        input = leaf.view_as(leaf) * 1 if inplace else leaf
+        arguments = (None, None, *statistics(), training, 0.1, 1e-5, activation)
+        with Launches() as made:
+            output = (
+                ops.batch_norm_act_(input, *arguments) if inplace else ops.batch_norm_act(input, *arguments)
+            )
+        output = input if inplace else output
+        assert len(made) == forward
+        with Launches() as made:
+            torch.autograd.grad(output.sum(), leaf)
+        assert len(made) == backward
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_synchronised_launches(layout):
+    input = images(layout)
+    with Launches() as made:
+        ops._sync_batch_norm_moments(input)
+    assert len(made) == 2
+    rows = torch.rand(3, 16)
+    with Launches() as made:
+        ops._sync_batch_norm_backward(
+            input, input, None, rows, None, None, "relu", torch.rand(2, 16).double(), True
+        )
+    assert len(made) == 2
+
+
+def test_nothing_is_launched_for_nothing():
+    empty, rows = torch.empty(0, 3, 8, 8), torch.zeros(3, 3)
+    with Launches() as made:
+        ops.batch_norm_act_(empty, None, None, *statistics(3), False, 0.1, 1e-5, "relu")
+        ops._batch_norm_inplace_backward(empty, empty, None, None, rows, True, "none", [True] * 4)
+        moments = ops._sync_batch_norm_moments(empty)
+        ops._sync_batch_norm_backward(
+            empty, empty, None, rows, None, None, "relu", torch.zeros(2, 3).double(), True
+        )
+    assert not moments.any()
+    assert made == []
+
+
+@pytest.mark.parametrize("shift", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_misaligned_tensors(layout, activation, dtype, shift):
+    """One tensor at a time begins off a boundary, the others on one."""
+    for moved in range(3):
+        input, residual, grad = (images(layout, shift if i == moved else 0, dtype) for i in range(3))
+        leaves = [tensor.requires_grad_() for tensor in (input, residual)]
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        arguments = (True, 0.1, 1e-5, activation)
+        output = ops.batch_norm_act(input, None, None, *statistics(), *arguments, residual)
+        normal = torch.nn.functional.batch_norm(exact[0], None, None, None, None, True)
+        wanted = getattr(torch, activation)(normal + exact[1])
+        ours = (output, *torch.autograd.grad(output, leaves, grad))
+        theirs = (wanted, *torch.autograd.grad(wanted, exact, grad.double()))
+        close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 16 * torch.finfo(dtype).eps}
+        for mine, reference in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine.double(), reference, **close)
+        with torch.no_grad():
+            ops.batch_norm_act_(input, None, None, *statistics(), *arguments, residual)
+        torch.testing.assert_close(input.detach(), output.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_backward_from_the_output_of_misaligned_tensors(layout, dtype, shift):
+    """In evaluation with ReLU and in training; the output or its gradient begins off a boundary."""
+    weight, bias = torch.rand(16).to(dtype) + 0.5, torch.randn(16).to(dtype)
+    eps = torch.finfo(dtype).eps
+    for moved in range(2):
+        for training, activation in ((True, "none"), (False, "relu")):
+            input, grad = (images(layout, shift if i == moved else 0, dtype) for i in range(2))
+            kept = [tensor.to(dtype) for tensor in statistics()]
+            leaf = input.double().clone().requires_grad_()
+            parameters = [tensor.double().clone().requires_grad_() for tensor in (weight, bias)]
+            exact = torch.nn.functional.batch_norm(
+                leaf, *(tensor.double() for tensor in kept), *parameters, training
+            )
+            exact = exact.relu() if activation == "relu" else exact
+            rows = ops._batch_norm_inplace_saving(
+                input, weight, bias, *kept, training, 0.1, 1e-5, activation, None
+            )
+            theirs = torch.autograd.grad(exact, (leaf, *parameters), grad.double())
+            *ours, residual = ops._batch_norm_inplace_backward(
+                grad, input, weight, bias, rows, training, activation, [True] * 4
+            )
+            passed = grad * (input > 0) if activation == "relu" else grad
+            assert torch.equal(residual, passed)
+            torch.testing.assert_close(input.double(), exact.detach(), rtol=4 * eps, atol=4 * eps)
+            torch.testing.assert_close(ours[0].double(), theirs[0], rtol=8 * eps, atol=16 * eps)
+            for mine, reference in zip(ours[1:], theirs[1:], strict=True):
+                # 256 terms with the roundings of the output.
+                torch.testing.assert_close(mine.double(), reference, rtol=8 * eps, atol=64 * eps)
+
+
+@pytest.mark.parametrize("shape", [(64, 8, 9, 9), (5, 3, 130, 7), (700, 24), (2, 16, 64, 64)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_moments_of_several_parts(layout, shape):
+    """Of values far from zero but for the first, from which distances must not be taken."""
+    input = 1000 + torch.randn(shape)
+    input[(0, slice(None), *[0] * (len(shape) - 2))] = 0
+    if len(shape) == 4:
+        input = input.to(memory_format=layout)
+    moments = ops._sync_batch_norm_moments(input)
+    exact, axes = input.double(), [0, *range(2, input.dim())]
+    torch.testing.assert_close(moments[0], exact.mean(axes), rtol=1e-7, atol=0)
+    squares = exact.var(axes, correction=0) * (input.numel() // shape[1])
+    torch.testing.assert_close(moments[1], squares, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_equal_values_have_their_own_mean(layout):
+    input = torch.full((3, 16, 7, 9), 0.1).to(memory_format=layout)
+    moments = ops._sync_batch_norm_moments(input)
+    assert torch.equal(moments[0], input[0, :, 0, 0].double())
+    assert not moments[1].any()

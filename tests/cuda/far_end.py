@@ -80,21 +80,24 @@ def test_means_of_planes():
     torch.testing.assert_close(output[-1, -8:].flatten(), wanted)
 
 
-CHANNELS, OWN = (
-    2**20,
-    8,
-)  # of 4096 elements, whose statistics one block computes; the last block has the last 8
+CHANNELS = 2**20  # of 4096 elements, whose statistics one block computes
+
+
+def last_channels(layout):
+    """The last block's: of planes it sums one, of columns it finishes a warp's each."""
+    return slice(-1 if layout is torch.contiguous_format else -8, None)
 
 
 def of_last_channels(layout):
     tensor = torch.empty((64, CHANNELS, 8, 8), dtype=HALF, memory_format=layout)
-    tensor[:, -OWN:] = torch.randn(64, OWN, 8, 8)
+    part = tensor[:, last_channels(layout)]
+    part[:] = torch.randn(part.shape)
     return tensor
 
 
 def compare_last_channels(ours, theirs, layout):
     """Of the last image: the last plane, or the last 8 pixels of the last channels."""
-    ours, theirs = ours.detach()[-1:, -OWN:], theirs.detach()[-1:]
+    ours, theirs = ours.detach()[-1:, last_channels(layout)], theirs.detach()[-1:]
     ours = ours.clone(memory_format=torch.preserve_format).contiguous(memory_format=layout)
     compare(ours, theirs, layout, 64, atol=2e-3, rtol=2e-3)
 
@@ -108,13 +111,14 @@ def of_channels(value):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_batch_norm(layout, training, residual, inplace):
+    own = last_channels(layout)
     input = of_last_channels(layout)
     added = of_last_channels(layout) if residual else None
     inputs = [tensor.requires_grad_() for tensor in (input, added) if tensor is not None]
     statistics = [of_channels(value) for value in (0.25, 2.0)]
     arguments = (training, 0.1, 1e-5)
-    leaves = [tensor.detach()[:, -OWN:].float().requires_grad_() for tensor in inputs]
-    kept = [value[-OWN:].clone() for value in statistics]
+    leaves = [tensor.detach()[:, own].float().requires_grad_() for tensor in inputs]
+    kept = [value[own].clone() for value in statistics]
     with Launches("far") as made:
         if inplace:
             output = input.detach()
@@ -127,18 +131,19 @@ def test_batch_norm(layout, training, residual, inplace):
     wanted = torch.nn.functional.batch_norm(leaves[0], *kept, None, None, *arguments)
     wanted = (wanted + leaves[1] if residual else wanted).relu()
     for ours, theirs in zip(statistics, kept):
-        torch.testing.assert_close(ours[-OWN:], theirs)
+        torch.testing.assert_close(ours[own], theirs)
     compare_last_channels(output, wanted, layout)
     if inplace or (training and residual):
         return  # Backward's sums read the bits of elements whose blocks did not run.
     grad = of_last_channels(layout)
-    theirs = torch.autograd.grad(wanted, leaves, grad[:, -OWN:].float())
+    theirs = torch.autograd.grad(wanted, leaves, grad[:, own].float())
     for mine, exact in zip(gradient(output, inputs, grad), theirs, strict=True):
         compare_last_channels(mine, exact, layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_batch_norm_backward_from_the_output(layout):
+    own = last_channels(layout)
     output, grad = of_last_channels(layout), of_last_channels(layout)
     weight, bias, invstd = (of_channels(value) for value in (2.0, 0.5, 0.25))
     rows = torch.stack([bias, invstd, bias])
@@ -147,23 +152,24 @@ def test_batch_norm_backward_from_the_output(layout):
             grad, output, weight, bias, rows, True, "none", [True, True, True, False]
         )
     assert len(made) == 3
-    g, x_hat = grad[:, -OWN:].float(), (output[:, -OWN:].float() - 0.5) / 2
+    g, x_hat = grad[:, own].float(), (output[:, own].float() - 0.5) / 2
     sums = [(g * x_hat).sum((0, 2, 3)), g.sum((0, 2, 3))]
     for ours, theirs in zip(found[1:3], sums, strict=True):
-        torch.testing.assert_close(ours[-OWN:], theirs, atol=2e-3, rtol=1e-4)
+        torch.testing.assert_close(ours[own], theirs, atol=2e-3, rtol=1e-4)
     mean_product, mean = (total.view(1, -1, 1, 1) / 4096 for total in sums)
     compare_last_channels(found[0], 0.5 * (g - mean - x_hat * mean_product), layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_synchronised_batch_norm(layout):
+    own = last_channels(layout)
     input, grad = of_last_channels(layout), of_last_channels(layout)
     with Launches("far") as made:
         moments = ops._sync_batch_norm_moments(input)
     assert len(made) == 2
-    x, g = (tensor[:, -OWN:].double() for tensor in (input, grad))
-    torch.testing.assert_close(moments[0, -OWN:], x.mean((0, 2, 3)), atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(moments[1, -OWN:], 4096 * x.var((0, 2, 3), correction=0), rtol=1e-5, atol=0)
+    x, g = (tensor[:, own].double() for tensor in (input, grad))
+    torch.testing.assert_close(moments[0, own], x.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(moments[1, own], 4096 * x.var((0, 2, 3), correction=0), rtol=1e-5, atol=0)
     mean, invstd, means = 0.25, 0.5, [0.125, -0.25]
     columns = torch.stack([of_channels(value) for value in means]).double()
     rows = torch.stack([of_channels(value) for value in (mean, invstd, 0.0)])

@@ -112,7 +112,8 @@ def test_misaligned_tensors(layout, activation, dtype, shift):
 def test_backward_from_the_output_of_misaligned_tensors(layout, dtype, shift):
     """In evaluation with ReLU and in training; the output or its gradient begins off a boundary."""
     weight, bias = torch.rand(16).to(dtype) + 0.5, torch.randn(16).to(dtype)
-    eps = torch.finfo(dtype).eps
+    # In float64 the reference has errors too.
+    eps = torch.finfo(dtype).eps * (4 if dtype == torch.float64 else 1)
     for moved in range(2):
         for training, activation in ((True, "none"), (False, "relu")):
             input, grad = (images(layout, shift if i == moved else 0, dtype) for i in range(2))

@@ -7,6 +7,11 @@ namespace d2lfast::cuda {
 namespace {
 
 constexpr int kWarps = kThreads / 32;
+// Of the kernels over columns, whose 8 channels a thread fill more registers.
+template <typename T, int K>
+constexpr int kMinColumnBlocks = K == 1           ? kMinBlocks
+                                 : sizeof(T) == 8 ? 1
+                                                  : 2;
 
 // A position in the elementwise kernels over planes: all lanes of a warp turn equally often.
 template <int K, typename T, typename Visit>
@@ -53,7 +58,8 @@ __global__ void __launch_bounds__(kThreads, 2) normalize_planes(const BatchNormV
 }
 
 template <typename T, int K>
-__global__ void __launch_bounds__(kThreads) normalize_columns(const BatchNormView<T> view) {
+__global__ void __launch_bounds__(kThreads, kMinColumnBlocks<T, K>)
+    normalize_columns(const BatchNormView<T> view) {
   const int64_t channel = first_channel<K>();
   const bool inside = channel < view.row_size;
   const auto c = channels_of<false, K>(view, inside ? channel : 0);
@@ -96,7 +102,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_planes(const BatchNormVi
 }
 
 template <typename T, int K>
-__global__ void __launch_bounds__(kThreads) gradient_columns(const BatchNormView<T> view) {
+__global__ void __launch_bounds__(kThreads, kMinColumnBlocks<T, K>)
+    gradient_columns(const BatchNormView<T> view) {
   const int64_t channel = first_channel<K>();
   if (channel >= view.row_size) return;
   const auto c = channels_of<true, K>(view, channel);
@@ -231,7 +238,7 @@ __device__ double sum_over_rows(const A (&values)[K], SharedPointer<A> parts, co
 
 // Block (x, s) reduces part s of the rows for blockDim.x pieces of channels.
 template <bool kBackward, typename T, int K>
-__global__ void __launch_bounds__(kThreads, K == 1 ? kMinBlocks : 1)
+__global__ void __launch_bounds__(kThreads, kMinColumnBlocks<T, K>)
     reduce_columns(const BatchNormView<T> view) {
   using A = Compute<T>;
   static_assert(K <= kWarps);
@@ -428,7 +435,8 @@ BatchNormView<T> view_of(const BatchNormParams& p, int piece) {
 bool wide_rows(const BatchNormParams& p) {
   const auto fits = [](const void* pointer) { return aligned(pointer, 16); };
   return (p.columns ? p.channels : p.pixels) % kPiece == 0 && fits(p.input) && fits(p.residual) &&
-         fits(p.gradient) && fits(p.activated) && fits(p.result) && fits(p.grad_residual);
+         fits(p.gradient) && fits(p.activated) && fits(p.result) && fits(p.grad_residual) &&
+         fits(p.statistics) && fits(p.coefficients);
 }
 
 // Pieces are counted in int32; offsets are 64 bits wide.
@@ -437,53 +445,48 @@ bool countable(const BatchNormParams& p) {
   return p.columns ? p.channels <= kMaxIndex32 : rows * ((row + kPiece - 1) / kPiece) <= kMaxIndex32;
 }
 
-// Blocks and their shape for columns: channels across, rows down.
-LaunchShape column_shape(const BatchNormParams& p, int piece, int64_t parts) {
+// Enough to fill any GPU of today; more only shorten each thread's walk over the channels that it has loaded.
+constexpr int64_t kReducingBlocks = 1024, kReducingColumnBlocks = 512, kWalkingBlocks = 2048;
+
+// Blocks and their shape for columns: channels across, rows down, of which a thread takes `rows` or more.
+LaunchShape column_shape(const BatchNormParams& p, int piece, int64_t blocks, int64_t rows) {
   const int64_t pieces = (p.channels + piece - 1) / piece;
   unsigned across = 32;
   // Single elements take whole warps, whose lanes share the bytes of the mask.
   while (piece > 1 && across / 2 >= pieces) across /= 2;
   const unsigned down = kThreads / across;
-  const int64_t rows = p.batch * p.pixels;
-  const int64_t most = (rows + down - 1) / down;
-  return {{static_cast<unsigned>((pieces + across - 1) / across),
-           static_cast<unsigned>(std::clamp<int64_t>(std::min(parts, most), 1, 65535))},
+  const int64_t wide = (pieces + across - 1) / across, all = p.batch * p.pixels;
+  const int64_t most = std::min<int64_t>((all + down * rows - 1) / (down * rows), 65535);
+  return {{static_cast<unsigned>(wide), static_cast<unsigned>(std::clamp<int64_t>(blocks / wide, 1, most))},
           {across, down}};
 }
 
-constexpr int64_t kReducingBlocks = 1024;  // of a reduction, at most: enough for any GPU of today
-
-// Parts into which each channel is split. A thread should see some dozens of elements.
-int parts_of(const BatchNormParams& p) {
-  const int64_t count = p.batch * p.pixels;
-  const int64_t across = p.columns ? (p.channels + 31) / 32 : p.channels;
-  const int64_t parts = std::min(count / 2048, kReducingBlocks / across);
-  return static_cast<int>(std::clamp<int64_t>(parts, 1, 256));
+LaunchShape reducing_shape(const BatchNormParams& p) {
+  if (p.columns) return column_shape(p, wide_rows(p) ? kPiece : 1, kReducingColumnBlocks, 4);
+  const int64_t parts = std::min(p.batch * p.pixels / 2048, kReducingBlocks / p.channels);
+  return {{static_cast<unsigned>(p.channels), static_cast<unsigned>(std::clamp<int64_t>(parts, 1, 256))},
+          kThreads};
 }
 
 template <bool kBackward, typename T, int K>
-cudaError_t reduce(const BatchNormParams& p, cudaStream_t stream, int& parts) {
-  const auto view = view_of<T>(p, K);
-  parts = parts_of(p);
-  if (p.columns) {
-    const LaunchShape shape = column_shape(p, K, parts);
-    parts = static_cast<int>(shape.grid.y);
-    return launch(reduce_columns<kBackward, T, K>, shape, stream, view);
-  }
-  const LaunchShape shape{{static_cast<unsigned>(p.channels), static_cast<unsigned>(parts)}, kThreads};
-  return launch(reduce_planes<kBackward, T, K>, shape, stream, view);
+cudaError_t reduce(const BatchNormParams& p, const LaunchShape& shape, cudaStream_t stream) {
+  return launch(p.columns ? reduce_columns<kBackward, T, K> : reduce_planes<kBackward, T, K>, shape, stream,
+                view_of<T>(p, K));
 }
 
+// `parts`: into which the channels were split.
 template <bool kBackward, typename T>
 cudaError_t reduce_any(const BatchNormParams& p, cudaStream_t stream, int& parts) {
   if (!countable(p)) return cudaErrorInvalidValue;
-  return wide_rows(p) ? reduce<kBackward, T, kPiece>(p, stream, parts)
-                      : reduce<kBackward, T, 1>(p, stream, parts);
+  const LaunchShape shape = reducing_shape(p);
+  parts = static_cast<int>(shape.grid.y);
+  return wide_rows(p) ? reduce<kBackward, T, kPiece>(p, shape, stream)
+                      : reduce<kBackward, T, 1>(p, shape, stream);
 }
 
 template <typename T, int K>
 LaunchShape elementwise_shape(const BatchNormParams& p, const BatchNormView<T>& view) {
-  if (p.columns) return column_shape(p, K, kMaxBlocks);
+  if (p.columns) return column_shape(p, K, kWalkingBlocks, 1);
   const int64_t threads = view.rows * view.pieces * (K == 1 ? 32 : 1);
   return {blocks_for(threads), kThreads};
 }
@@ -499,7 +502,7 @@ LaunchShape channel_warps(const BatchNormParams& p) {
 }  // namespace
 
 int64_t batch_norm_partial_size(const BatchNormParams& params) {
-  return (2 * parts_of(params) + 1) * params.channels;
+  return (2 * static_cast<int64_t>(reducing_shape(params).grid.y) + 1) * params.channels;
 }
 
 cudaError_t launch_batch_norm_moments(const BatchNormParams& params, DType dtype, cudaStream_t stream) {

@@ -79,19 +79,25 @@ template <bool kBackward, int N, typename T>
 __device__ Channels<Compute<T>, N> channels_of(const BatchNormView<T>& view, int64_t channel) {
   using A = Compute<T>;
   Channels<A, N> c;
+  A invstd[N];
+  load_piece<A, N>(view.invstd + channel, invstd);
+  load_piece<A, N>(view.shift + channel, c.shift);
+  if (!view.from_output) load_piece<A, N>(view.mean + channel, c.mean);
+  if (kBackward && view.slope != nullptr) {
+    load_piece<A, N>(view.slope + channel, c.slope);
+    load_piece<A, N>(view.offset + channel, c.offset);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) c.slope[i] = c.offset[i] = 0;
+  }
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const int64_t at = channel + i;
+    c.scale[i] =
+        invstd[i] * (view.weight != nullptr ? parameter<T>(view.weight, view.wide_parameters, at) : A(1));
     if (view.from_output) {
       c.mean[i] = view.bias != nullptr ? parameter<T>(view.bias, view.wide_parameters, at) : A(0);
-    } else {
-      c.mean[i] = view.mean[at];
     }
-    const A weight = view.weight != nullptr ? parameter<T>(view.weight, view.wide_parameters, at) : A(1);
-    c.scale[i] = weight * view.invstd[at];
-    c.shift[i] = view.shift[at];
-    c.slope[i] = kBackward && view.slope != nullptr ? view.slope[at] : A(0);
-    c.offset[i] = kBackward && view.slope != nullptr ? view.offset[at] : A(0);
   }
   return c;
 }

@@ -82,11 +82,10 @@ __device__ void input_gradient(const BatchNormView<T>& view, int64_t row, int64_
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int n = N == 1 ? 0 : k;
-    // Without terms of the batch an infinite input must not turn zero into NaN.
-    const Compute<T> rest =
-        view.training ? fma(input[k] - c.mean[n], c.slope[n], c.offset[n]) : Compute<T>(0);
-    // Scaled last: what the terms take from the gradient is often most of it.
-    gradient[k] = (gradient[k] + rest) * c.scale[n];
+    // Without terms of the batch an infinite input must not turn zero into NaN. Scaled last: these terms are
+    // often most of the gradient.
+    if (view.training) gradient[k] = fma(input[k] - c.mean[n], c.slope[n], gradient[k] + c.offset[n]);
+    gradient[k] *= c.scale[n];
   }
   store_piece<T, K>(view.result + at, gradient);
 }

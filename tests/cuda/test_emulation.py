@@ -64,8 +64,8 @@ def test_random_cases(library):
 
 
 def test_launches(library):
-    names = ("launches", "launches_batch_norm", "launches_conv2d", "launches_cross_entropy", "launches_autotune")
-    on_emulated_gpu(library, "-m", "pytest", *(f"cuda/{name}.py" for name in names))
+    names = ("", "_batch_norm", "_conv2d", "_cross_entropy", "_autotune")
+    on_emulated_gpu(library, "-m", "pytest", *(f"cuda/launches{name}.py" for name in names))
 
 
 @pytest.mark.parametrize("capability", ["80", "90"])

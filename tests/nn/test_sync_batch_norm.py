@@ -15,6 +15,9 @@ from torch import distributed, nn
 
 import d2lfast
 from d2lfast.nn import unfused
+from d2lfast.testing.cases import DEVICE
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="both processes are the CPU's")
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 F64, F32 = torch.float64, torch.float32

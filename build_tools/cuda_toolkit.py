@@ -54,5 +54,6 @@ def with_sm90a(archs: str) -> str:
 
 
 def has_sm90a(archs: str) -> bool:
-    """Whether TORCH_CUDA_ARCH_LIST asks for sm_90a."""
-    return any(arch.removesuffix("+PTX") == "9.0a" for arch in re.split(r"[;\s]+", archs))
+    """Whether TORCH_CUDA_ARCH_LIST asks for sm_90a, and not for sm_90, which might be loaded instead."""
+    wanted = {arch.removesuffix("+PTX") for arch in re.split(r"[;\s]+", archs)}
+    return "9.0a" in wanted and "9.0" not in wanted

@@ -76,6 +76,7 @@ def test_tiles_of_convolutions(library, capability):
     on_emulated_gpu(library, *command, **gpu)
     if capability == "90":
         operator_tests(library, "conv2d_implicit", **gpu)
+        on_emulated_gpu(library, "-m", "pytest", "cuda/far_end.py", "-k", "implicit", **gpu)
 
 
 def test_far_end(library):

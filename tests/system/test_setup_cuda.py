@@ -126,6 +126,7 @@ def test_given_archs_stay(setup_py, toolkit, monkeypatch):
         ("9.0;9.0a", "9.0a", True),
         ("9.0a+PTX", "9.0a+PTX", True),
         ("8.0;9.0+PTX", "8.0;9.0+PTX", False),
+        ("9.0a;9.0+PTX", "9.0a;9.0+PTX", False),
     ],
 )
 def test_code_of_sm90a(setup_py, toolkit, monkeypatch, given, archs, has):

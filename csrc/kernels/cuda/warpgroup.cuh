@@ -6,7 +6,7 @@
 
 // Products by a warpgroup (four warps, the first a multiple of four) from shared memory: asynchronous, on
 // sm_90a alone. Thread l of warp w has rows 16w + g and + 8 of 64 (g = l / 4, t = l % 4): sum[4j + 2 half +
-// n] is row g + 8 half and column 8j + 2t + n. Section numbers are those of the PTX ISA, 9.0.
+// n] is row g + 8 half and column 8j + 2t + n. Section numbers are those of the PTX ISA, 9.1.
 namespace d2lfast::cuda {
 
 // A factor is stored in lines of 128 bytes, of which every eight are 1024 bytes on a boundary of 1024: the
@@ -56,8 +56,8 @@ __device__ __forceinline__ uint64_t factor(const T* start, uint64_t block_bytes 
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// This thread's writes to shared memory before, for products after the next barrier: those of cp.async are
-// the generic proxy's too (9.7.15.4, 9.7.9.25.2).
+// This thread's writes to shared memory before, for products after the next barrier (9.7.15.4). Copies of
+// cp.async count as writes: only its bulk forms are the products' proxy's.
 __device__ __forceinline__ void fence_factors() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
@@ -110,7 +110,8 @@ __device__ __forceinline__ void wait_products() {
                : "l"(left), "l"(right))
 
 // sum += left * right over 16 of k, of 64 rows of one factor and kColumns of the other, in bfloat16 or
-// float16. (Floats would be cut to TF32, not rounded.) kLines: both factors are in lines of one k each.
+// float16. Floats would be cut to TF32, not rounded (wgmma.mma_async, precision and rounding). kLines: both
+// factors are in lines of one k each.
 template <typename T, int kColumns, bool kLines>
 __device__ __forceinline__ void begin_product(float (&sum)[kColumns / 2], uint64_t left, uint64_t right) {
   static_assert(kColumns == 64 || kColumns == 128 || kColumns == 256);

@@ -98,17 +98,16 @@ Faults fault;
 void product(int* out) {
   constexpr int kPitch = kFactorLine / sizeof(Float16);
   const FactorPointer<Float16> left = factor_memory<Float16>(), right = left + 64 * kPitch;
-  const auto fill = [&](FactorPointer<Float16> to) {
+  const auto fill = [&](FactorPointer<Float16> to, bool swizzle) {
     for (int piece = 0; piece < 8; ++piece) {
-      const int row = static_cast<int>(threadIdx.x) % 64,
-                at = fault.swizzle ? swizzled_piece(row, piece) : piece;
+      const int row = static_cast<int>(threadIdx.x) % 64, at = swizzle ? swizzled_piece(row, piece) : piece;
       for (int i = 0; i < 8; ++i) {
         to.write(row * kPitch + at * 8 + i, from_compute<Float16>(piece * 8 + i == row ? float(row) : 0.0f));
       }
     }
   };
   if (threadIdx.x >= static_cast<unsigned>(fault.threads)) return;
-  fill(threadIdx.x < 64 ? left : right);
+  fill(threadIdx.x < 64 ? left : right, fault.swizzle || threadIdx.x >= 64);
   if (fault.proxy_fence) fence_factors();
   if (fault.barrier) __syncthreads();
   float sum[32] = {};

@@ -1,6 +1,7 @@
 #include "conv2d_depthwise.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "conv2d_element.cuh"
 #include "device.cuh"
@@ -204,6 +205,77 @@ __global__ void __launch_bounds__(kWeightThreads, kWeightBlocks)
   }
 }
 
+// NCHW. Block (c, s): the taps of channel c, over part s of the strips of all images.
+template <typename T, int K, int S>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    depthwise_weight_strips(const Conv2dWeightParams p, const StripItems items) {
+  using A = Compute<T>;
+  constexpr int kResults = kStrip<1, K>, kReach = (kResults - 1) * S + K, kBlockWarps = kThreads / 32;
+  D2LFAST_SHARED(A, parts, kBlockWarps * K * K);
+  const int32_t channel = blockIdx.x;
+  const int32_t begin = static_cast<int32_t>(int64_t{items.count} * blockIdx.y / p.splits);
+  const int32_t end = static_cast<int32_t>(int64_t{items.count} * (blockIdx.y + 1) / p.splits);
+  A sum[K][K] = {};
+  for (int32_t item = begin + static_cast<int32_t>(threadIdx.x); item < end; item += kThreads) {
+    int32_t rest = item;
+    const int32_t column = take_remainder(rest, items.across);
+    const int32_t strip = take_remainder(rest, items.strips) * kResults;
+    const int64_t plane = static_cast<int64_t>(rest) * p.groups + channel;
+    const int32_t start = strip * S - p.h.pad, before = column * S - p.w.pad;
+    const T* gradient =
+        static_cast<const T*>(p.gradient) + (plane * p.h.result + strip) * p.w.result + column;
+    const T* corner = static_cast<const T*>(p.source) + plane * p.h.source * p.w.source +
+                      static_cast<int64_t>(start) * p.w.source + before;
+    A g[kResults];
+#pragma unroll
+    for (int r = 0; r < kResults; ++r) {
+      g[r] = strip + r < p.h.result ? to_compute(gradient[static_cast<int64_t>(r) * p.w.result]) : A(0);
+    }
+    const T* line[kReach];
+    bool inside[kReach];
+#pragma unroll
+    for (int i = 0; i < kReach; ++i) {
+      line[i] = corner + static_cast<int64_t>(i) * p.w.source;
+      inside[i] = static_cast<uint32_t>(start + i) < static_cast<uint32_t>(p.h.source);
+    }
+#pragma unroll
+    for (int j = 0; j < K; ++j) {
+      if (static_cast<uint32_t>(before + j) >= static_cast<uint32_t>(p.w.source)) continue;
+      T value[kReach];
+#pragma unroll
+      for (int i = 0; i < kReach; ++i) {
+        value[i] = T{};
+        if (inside[i]) value[i] = line[i][j];
+      }
+#pragma unroll
+      for (int i = 0; i < kReach; ++i) {
+        const A x = to_compute(value[i]);
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          const int r = (i - k) / S;
+          if (i >= k && r * S + k == i && r < kResults) sum[k][j] = fma(g[r], x, sum[k][j]);
+        }
+      }
+    }
+  }
+  // The lanes of a warp, then the warps, are added in their order.
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+#pragma unroll
+    for (int j = 0; j < K; ++j) {
+#pragma unroll
+      for (int mask = 16; mask > 0; mask /= 2) sum[k][j] += shuffle_xor(sum[k][j], mask);
+      if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32 * (K * K) + k * K + j] = sum[k][j];
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x >= K * K) return;
+  A all = parts[threadIdx.x];
+  for (int w = 1; w < kBlockWarps; ++w) all += parts[w * (K * K) + static_cast<int>(threadIdx.x)];
+  static_cast<A*>(
+      p.partial)[(static_cast<int64_t>(blockIdx.y) * p.groups + channel) * (K * K) + threadIdx.x] = all;
+}
+
 template <typename T, int V, int K, int S>
 bool launch_strips(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t& error) {
   if (p.h.kernel != K || p.w.kernel != K || (p.transposed ? 1 : p.h.stride) != S) return false;
@@ -251,24 +323,53 @@ bool launch_conv2d_depthwise(Conv2dDirectParams p, DType dtype, cudaStream_t str
   return taken || failure != cudaSuccess;
 }
 
-bool takes_depthwise_weight(const Conv2dWeightParams& p, DType dtype) {
-  const int lanes = dtype == DType::kFloat64 ? 2 : dtype == DType::kFloat32 ? 4 : 8;
-  return p.channels_last && p.source_channels == 1 && p.result_channels == 1 && p.groups % lanes == 0 &&
-         aligned(p.source, 16) && aligned(p.gradient, 16) &&
-         p.batch * p.h.result * p.w.result <= kMaxIndex32 &&
-         int64_t{p.groups} * p.h.source * p.w.source <= kMaxIndex32;
+namespace {
+
+template <typename T, int K, int S>
+bool launch_weight_strips(const Conv2dWeightParams& p, cudaStream_t stream, cudaError_t& error) {
+  if (p.h.kernel != K || p.w.kernel != K || p.h.stride != S) return false;
+  const int64_t strips = (p.h.result + kStrip<1, K> - 1) / kStrip<1, K>;
+  const int64_t count = p.batch * strips * p.w.result;
+  if (count > kMaxIndex32) return false;
+  const StripItems items{static_cast<int32_t>(count), Divider<int32_t>(1), Divider<int32_t>(strips),
+                         Divider<int32_t>(p.w.result)};
+  const LaunchShape shape{{static_cast<unsigned>(p.groups), static_cast<unsigned>(p.splits)}, kThreads};
+  error = launch(depthwise_weight_strips<T, K, S>, shape, stream, p, items);
+  return true;
 }
 
-cudaError_t launch_conv2d_depthwise_weight(const Conv2dWeightParams& p, DType dtype, cudaStream_t stream) {
-  const PixelItems items{static_cast<int32_t>(p.batch * p.h.result * p.w.result),
-                         Divider<int32_t>(p.w.result), Divider<int32_t>(p.h.result)};
-  return with_dtype(dtype, [&](auto type) {
+}  // namespace
+
+bool launch_conv2d_depthwise_weight(const Conv2dWeightParams& p, DType dtype, cudaStream_t stream,
+                                    cudaError_t& error) {
+  if (p.source_channels != 1 || p.result_channels != 1) return false;
+  bool taken = false;
+  const cudaError_t failure = with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int V = kVectorWidth<T>;
-    const int32_t tiles = (p.groups / V + kLanes - 1) / kLanes;
-    const LaunchShape shape{{static_cast<unsigned>(tiles), static_cast<unsigned>(p.splits)}, kWeightThreads};
-    return launch(depthwise_weight<T, V>, shape, stream, p, items);
+    if (!p.channels_last) {
+      const bool square = p.h.stride == p.w.stride && p.h.dilation == 1 && p.w.dilation == 1;
+      taken = square && (launch_weight_strips<T, 3, 1>(p, stream, error) ||
+                         launch_weight_strips<T, 3, 2>(p, stream, error) ||
+                         launch_weight_strips<T, 5, 1>(p, stream, error));
+      if constexpr (!std::is_same_v<T, double>) {  // which does not fit into the registers
+        taken = taken || (square && (launch_weight_strips<T, 5, 2>(p, stream, error) ||
+                                     launch_weight_strips<T, 7, 1>(p, stream, error)));
+      }
+    } else if (p.groups % V == 0 && aligned(p.source, 16) && aligned(p.gradient, 16) &&
+               p.batch * p.h.result * p.w.result <= kMaxIndex32) {
+      const PixelItems items{static_cast<int32_t>(p.batch * p.h.result * p.w.result),
+                             Divider<int32_t>(p.w.result), Divider<int32_t>(p.h.result)};
+      const int32_t tiles = (p.groups / V + kLanes - 1) / kLanes;
+      const LaunchShape shape{{static_cast<unsigned>(tiles), static_cast<unsigned>(p.splits)},
+                              kWeightThreads};
+      error = launch(depthwise_weight<T, V>, shape, stream, p, items);
+      taken = true;
+    }
+    return cudaSuccess;
   });
+  if (failure != cudaSuccess) error = failure;
+  return taken || failure != cudaSuccess;
 }
 
 }  // namespace d2lfast::cuda

@@ -7,8 +7,7 @@ namespace d2lfast::cuda {
 // Whether the case is one of theirs: then it is launched, and `error` says how that went.
 bool launch_conv2d_depthwise(Conv2dDirectParams params, DType dtype, cudaStream_t stream, cudaError_t& error);
 
-bool takes_depthwise_weight(const Conv2dWeightParams& params, DType dtype);
-cudaError_t launch_conv2d_depthwise_weight(const Conv2dWeightParams& params, DType dtype,
-                                           cudaStream_t stream);
+bool launch_conv2d_depthwise_weight(const Conv2dWeightParams& params, DType dtype, cudaStream_t stream,
+                                    cudaError_t& error);
 
 }  // namespace d2lfast::cuda

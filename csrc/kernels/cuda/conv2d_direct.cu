@@ -293,7 +293,8 @@ cudaError_t launch_conv2d_weight(const Conv2dWeightParams& params, DType dtype, 
   if (blocks > INT32_MAX || int64_t{params.h.result} * params.w.result > kMaxIndex32 || image > kMaxIndex32) {
     return cudaErrorInvalidValue;
   }
-  if (takes_depthwise_weight(params, dtype)) return launch_conv2d_depthwise_weight(params, dtype, stream);
+  cudaError_t error = cudaSuccess;
+  if (launch_conv2d_depthwise_weight(params, dtype, stream, error)) return error;
   const LaunchShape shape{{static_cast<unsigned>(blocks), static_cast<unsigned>(params.splits)}, kThreads};
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -1,6 +1,7 @@
 #include "conv2d_tiles.h"
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "conv2d_element.cuh"
@@ -213,85 +214,86 @@ int32_t extent(const Conv2dAxis& axis, int32_t results) {
   return (results - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1;
 }
 
-// The tile with the fewest idle results whose channels fit into shared memory; rows == 0: none does.
-Tiles tiles_of(const Conv2dDirectParams& p, int pixels, int channels_of_unit, int64_t accumulator,
-               double& best_share) {
+// The tile that needs the fewest instructions, as counted on sm_90's code; rows == 0: none fits.
+Tiles tiles_of(const Conv2dDirectParams& p, int pixels, int channels_of_unit, int32_t lanes_of_vector,
+               int64_t accumulator, double& least_cost) {
   Tiles best{};
   const int32_t units_of_group = (p.result_channels + channels_of_unit - 1) / channels_of_unit;
   const bool groups = units_of_group == 1 && p.groups > 1;
   const int32_t units_there = groups ? p.groups : units_of_group;
-  const int32_t taps = p.h.kernel * p.w.kernel;
-  best_share = 0;
+  const int64_t taps = int64_t{p.h.kernel} * p.w.kernel;
+  least_cost = INFINITY;
   for (int32_t units = 1; units <= kMaxUnits && (units == 1 || units / 2 < units_there); units *= 2) {
     // Of channels_last, neighbouring channels; of NCHW, a unit is whole warps.
     if (p.channels_last && units < kMaxUnits && units < units_there) continue;
-    const int32_t whole = p.channels_last ? 32 / units : 32;
+    const int32_t whole = p.channels_last ? 32 / units : 32, most = kThreads / units * pixels;
+    const int32_t spread = groups ? units : 1;
+    const int64_t unit_tiles =
+        groups ? (units_there + units - 1) / units : int64_t{p.groups} * ((units_there + units - 1) / units);
     for (int32_t across = 1; across <= 8; ++across) {
       const int32_t columns = (p.w.result + across - 1) / across;
-      const int32_t most = kThreads / units * pixels;
       if (columns > most) continue;
-      for (int32_t down = 1; down <= p.h.result; ++down) {
-        const int32_t rows = (p.h.result + down - 1) / down;
-        if (rows * columns > most) {
-          // The next number of tiles whose rows may fit.
-          down = std::max(down, (p.h.result + most / columns - 1) / (most / columns) - 1);
-          continue;
-        }
+      const int64_t phase = (extent(p.w, columns) + p.w.stride - 1) / p.w.stride;
+      int32_t tried = 0;
+      for (int64_t down = (p.h.result + most / columns - 1) / (most / columns);
+           down <= p.h.result && tried < 3; down *= 2) {
+        const int32_t rows = static_cast<int32_t>((p.h.result + down - 1) / down);
         const int32_t lanes = ((rows * columns + pixels - 1) / pixels + whole - 1) / whole * whole;
-        if (lanes * units > kThreads) continue;
-        const int32_t spread = groups ? units : 1;
-        const int64_t phase = (extent(p.w, columns) + p.w.stride - 1) / p.w.stride;
-        const int64_t pitch = phase * p.w.stride, plane = pitch * extent(p.h, rows);
-        const int64_t a_channel = (plane * spread + int64_t{taps} * units * channels_of_unit) * accumulator;
-        if (a_channel + 32 > kMaxSharedBytes) continue;
-        const double padded = double(down) * across * lanes * pixels;
-        const double units_share = double(units_there) / ((units_there + units - 1) / units * units);
-        // Of equal shares the larger tile, whose border is smaller.
-        const double share =
-            double(p.h.result) * p.w.result / padded * units_share + 1e-6 * rows * columns + 1e-4 * units;
-        if (share <= best_share) break;
-        best_share = share;
+        const int64_t plane = phase * p.w.stride * extent(p.h, rows);
+        const int64_t a_channel = (plane * spread + taps * units * channels_of_unit) * accumulator;
+        if (lanes * units > kThreads || a_channel + 32 > kMaxSharedBytes) continue;
+        ++tried;
         int32_t chunk =
             static_cast<int32_t>(std::min<int64_t>(p.source_channels, (kMaxSharedBytes - 32) / a_channel));
         while (p.source_channels % chunk != 0) --chunk;
-        const int32_t tiles_of_group = groups ? 1 : (units_of_group + units - 1) / units;
+        const bool by_vectors =
+            p.channels_last && chunk == p.source_channels && chunk * spread % lanes_of_vector == 0;
+        const double threads = lanes * units, blocks = double(p.batch) * unit_tiles * down * across;
+        const double products = pixels * channels_of_unit;
+        const double staged = double(plane) * spread * p.source_channels * (by_vectors ? 20 : 60) +
+                              double(taps) * p.source_channels * units * channels_of_unit * 48;
+        const double instructions =
+            420 + 4 * products + staged / threads + taps * p.source_channels * (products + 3 * pixels + 8);
+        constexpr double kFill = 1 << 14;  // threads: a warp for each scheduler of a GPU
+        const double cost = instructions * std::max(threads * blocks, kFill);
+        if (cost >= least_cost) continue;
+        least_cost = cost;
         best.rows = rows;
         best.columns = columns;
         best.lanes = lanes;
         best.units = units;
         best.chunk = chunk;
-        best.phase = static_cast<int32_t>(phase);
-        best.pitch = static_cast<int32_t>(pitch);
-        best.plane = static_cast<int32_t>(plane);
-        best.weights = static_cast<int32_t>((chunk * plane * spread + 3) / 4 * 4);
-        best.source_columns = Divider<int32_t>(extent(p.w, columns));
-        best.source_rows = Divider<int32_t>(extent(p.h, rows));
-        best.source_planes = Divider<int32_t>(chunk * spread);
-        best.channels = Divider<int32_t>(chunk);
-        best.units_of_block = Divider<int32_t>(units);
-        best.taps = Divider<int32_t>(taps);
-        best.tiles_of_group = Divider<int32_t>(tiles_of_group);
-        best.stride = Divider<int32_t>(p.w.stride);
-        best.result_columns = Divider<int32_t>(columns);
-        best.column_tiles = Divider<int32_t>((p.w.result + columns - 1) / columns);
-        best.row_tiles = Divider<int32_t>((p.h.result + rows - 1) / rows);
-        best.unit_tiles =
-            Divider<int32_t>(groups ? (p.groups + units - 1) / units : int64_t{p.groups} * tiles_of_group);
-        best.groups = groups;
-        break;
+        best.by_vectors = by_vectors;
       }
     }
   }
+  if (best.rows == 0) return best;
+  const int32_t spread = groups ? best.units : 1;
+  best.phase = (extent(p.w, best.columns) + p.w.stride - 1) / p.w.stride;
+  best.pitch = best.phase * p.w.stride;
+  best.plane = best.pitch * extent(p.h, best.rows);
+  best.weights = (best.chunk * best.plane * spread + 3) / 4 * 4;
+  best.source_columns = Divider<int32_t>(extent(p.w, best.columns));
+  best.source_rows = Divider<int32_t>(extent(p.h, best.rows));
+  best.source_planes = Divider<int32_t>(best.chunk * spread);
+  if (best.by_vectors) best.source_vectors = Divider<int32_t>(best.chunk * spread / lanes_of_vector);
+  best.channels = Divider<int32_t>(best.chunk);
+  best.units_of_block = Divider<int32_t>(best.units);
+  best.taps = Divider<int32_t>(taps);
+  const int32_t tiles_of_group = groups ? 1 : (units_of_group + best.units - 1) / best.units;
+  best.tiles_of_group = Divider<int32_t>(tiles_of_group);
+  best.stride = Divider<int32_t>(p.w.stride);
+  best.result_columns = Divider<int32_t>(best.columns);
+  best.column_tiles = Divider<int32_t>((p.w.result + best.columns - 1) / best.columns);
+  best.row_tiles = Divider<int32_t>((p.h.result + best.rows - 1) / best.rows);
+  best.unit_tiles = Divider<int32_t>(groups ? (p.groups + best.units - 1) / best.units
+                                            : int64_t{p.groups} * tiles_of_group);
+  best.groups = groups;
   return best;
 }
 
 template <typename T, int P, int M>
-cudaError_t launch_tiles(const Conv2dDirectParams& p, Tiles t, int64_t blocks, cudaStream_t stream) {
-  constexpr int V = kVectorWidth<T>;
-  const int32_t planes = t.source_planes.divisor;
-  t.by_vectors = p.channels_last && t.chunk == p.source_channels && planes % V == 0 &&
-                 p.groups * p.source_channels % V == 0 && aligned(p.source, 16);
-  if (t.by_vectors) t.source_vectors = Divider<int32_t>(planes / V);
+cudaError_t launch_tiles(const Conv2dDirectParams& p, const Tiles& t, int64_t blocks, cudaStream_t stream) {
   const int64_t taps = int64_t{p.h.kernel} * p.w.kernel;
   const size_t bytes = (t.weights + t.chunk * taps * t.units * M) * sizeof(Compute<T>);
   const LaunchShape shape{{static_cast<unsigned>(blocks)}, static_cast<unsigned>(t.lanes * t.units), bytes};
@@ -301,23 +303,23 @@ cudaError_t launch_tiles(const Conv2dDirectParams& p, Tiles t, int64_t blocks, c
 
 template <typename T, int M>
 bool launch_units(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t& error) {
-  const auto blocks_of = [&](const Tiles& t) {
-    return p.batch * t.unit_tiles.divisor * t.row_tiles.divisor * t.column_tiles.divisor;
-  };
   constexpr int P = sizeof(Compute<T>) == 4 ? 4 : 2;
-  double share, wide_share;
-  const Tiles t = tiles_of(p, P, M, sizeof(Compute<T>), share);
-  if (t.rows == 0 || blocks_of(t) > INT32_MAX) return false;
-  if constexpr (M == 8 && P == 4) {
-    constexpr int64_t kEnough = 512;  // blocks for a GPU
-    const Tiles wide = tiles_of(p, 8, M, sizeof(Compute<T>), wide_share);
-    if (wide.rows > 0 && wide_share > 0.9 * share && blocks_of(wide) >= kEnough) {
-      error = launch_tiles<T, 8, M>(p, wide, blocks_of(wide), stream);
-      return true;
-    }
+  // Where 16-byte accesses to the source are not possible, a vector is longer than any pixel.
+  const bool whole = p.groups * p.source_channels % kVectorWidth<T> == 0 && aligned(p.source, 16);
+  const int32_t vector = whole ? kVectorWidth<T> : INT32_MAX;
+  const auto run = [&](auto pixels, const Tiles& t) {
+    const int64_t blocks = p.batch * t.unit_tiles.divisor * t.row_tiles.divisor * t.column_tiles.divisor;
+    if (t.rows == 0 || blocks > INT32_MAX) return false;
+    error = launch_tiles<T, decltype(pixels)::value, M>(p, t, blocks, stream);
+    return true;
+  };
+  double cost, wide_cost;
+  const Tiles t = tiles_of(p, P, M, vector, sizeof(Compute<T>), cost);
+  const Tiles wide = tiles_of(p, 2 * P, M, vector, sizeof(Compute<T>), wide_cost);
+  if constexpr (P == 4) {
+    if (wide_cost < cost) return run(std::integral_constant<int, 2 * P>{}, wide);
   }
-  error = launch_tiles<T, P, M>(p, t, blocks_of(t), stream);
-  return true;
+  return run(std::integral_constant<int, P>{}, t);
 }
 
 }  // namespace

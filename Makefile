@@ -30,8 +30,9 @@ $(VENV)/.built: setup.py $(SOURCES) $(VENV)/.packages
 demo: build
 	$(BIN)/d2lfast train lenet --compare --out .
 
+# Threads that wait for each other do not take the core from the other worker's.
 test: build
-	$(BIN)/python -m pytest tests
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --dist loadfile
 	tests/kernels/run_sanitized.sh
 	tests/memory/run_sanitized.sh
 

@@ -123,7 +123,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-constexpr int kTapTile = 9;
 // Up to 168 registers a thread: the sums, and all loads of a pixel under way.
 constexpr int kWeightThreads = 128, kWeightBlocks = 3;
 constexpr int kLanes = 8, kRows = kWeightThreads / kLanes, kWarps = kWeightThreads / 32;
@@ -148,14 +147,7 @@ __global__ void __launch_bounds__(kWeightThreads, kWeightBlocks)
   const int32_t end = static_cast<int32_t>(int64_t{items.count} * (blockIdx.y + 1) / p.splits);
   for (int32_t tap0 = 0; tap0 < taps; tap0 += kTapTile) {
     A sum[kTapTile][V] = {};
-    int32_t down[kTapTile], right[kTapTile];
-#pragma unroll
-    for (int i = 0; i < kTapTile; ++i) {
-      const int32_t kh = (tap0 + i) / p.w.kernel;
-      // Beyond the last tap: a row outside of every image.
-      down[i] = tap0 + i < taps ? kh * p.h.dilation - p.h.pad : -(1 << 30);
-      right[i] = (tap0 + i - kh * p.w.kernel) * p.w.dilation - p.w.pad;
-    }
+    const TapTile tap(p, tap0);
     for (int32_t at = begin + static_cast<int32_t>(threadIdx.x) / kLanes; at < (inside ? end : 0);
          at += kRows) {
       int32_t rest = at;
@@ -168,7 +160,7 @@ __global__ void __launch_bounds__(kWeightThreads, kWeightBlocks)
       Lanes<T, V> value[kTapTile];
 #pragma unroll
       for (int i = 0; i < kTapTile; ++i) {
-        const int32_t h = row + down[i], w = column + right[i];
+        const int32_t h = row + tap.down[i], w = column + tap.right[i];
         value[i] = Lanes<T, V>::of(T{});
         if (h >= 0 && h < p.h.source && w >= 0 && w < p.w.source) {
           value[i] = Lanes<T, V>::read(source + (h * p.w.source + w) * p.groups);

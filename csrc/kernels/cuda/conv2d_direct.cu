@@ -144,7 +144,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-constexpr int kTapTile = 9;
 constexpr int kLanes = 32, kRows = kThreads / kLanes;
 
 // Block (x, s): the taps of one pair of channels (NCHW), or of 32 result channels and one source channel
@@ -171,14 +170,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int32_t step_pixels = static_cast<int32_t>(kStep - step_images * pixels);
   for (int32_t tap0 = 0; tap0 < taps; tap0 += kTapTile) {
     A sum[kTapTile] = {};
-    int32_t down[kTapTile], right[kTapTile];
-#pragma unroll
-    for (int i = 0; i < kTapTile; ++i) {
-      const int32_t kh = (tap0 + i) / p.w.kernel;
-      // Beyond the last tap: a row outside of every image.
-      down[i] = tap0 + i < taps ? kh * p.h.dilation - p.h.pad : -(1 << 30);
-      right[i] = (tap0 + i - kh * p.w.kernel) * p.w.dilation - p.w.pad;
-    }
+    const TapTile tap(p, tap0);
     int64_t image = begin / pixels;
     int32_t pixel = static_cast<int32_t>(begin - image * pixels);
     for (int64_t at = begin; at < (inside ? end : 0); at += kStep) {
@@ -193,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       T value[kTapTile];
 #pragma unroll
       for (int i = 0; i < kTapTile; ++i) {
-        const int32_t h = row + down[i], w = column + right[i];
+        const int32_t h = row + tap.down[i], w = column + tap.right[i];
         value[i] = T{};
         if (h < 0 || h >= p.h.source || w < 0 || w >= p.w.source) continue;
         const int32_t place = h * p.w.source + w;

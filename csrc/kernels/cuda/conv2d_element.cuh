@@ -20,6 +20,22 @@ __device__ bool source_of(const Conv2dAxis& axis, int32_t result, int32_t tap, i
   }
 }
 
+// Where the taps from `first` on, of a weight's gradient, meet the source, from a result's position there on.
+constexpr int kTapTile = 9;
+struct TapTile {
+  int32_t down[kTapTile], right[kTapTile];
+
+  __device__ TapTile(const Conv2dWeightParams& p, int32_t first) {
+#pragma unroll
+    for (int i = 0; i < kTapTile; ++i) {
+      const int32_t kh = (first + i) / p.w.kernel;
+      // Beyond the last tap: a row outside of every image.
+      down[i] = kh < p.h.kernel ? kh * p.h.dilation - p.h.pad : -(1 << 30);
+      right[i] = (first + i - kh * p.w.kernel) * p.w.dilation - p.w.pad;
+    }
+  }
+};
+
 template <typename T>
 __device__ Compute<T> bias_of(const void* bias, int32_t channel) {
   return bias == nullptr ? Compute<T>(0) : to_compute(static_cast<const T*>(bias)[channel]);

@@ -8,14 +8,14 @@ namespace d2lfast::cuda {
 namespace {
 
 constexpr int kGroupThreads = 128, kTileRows = 128, kBlockThreads = 2 * kGroupThreads;
-constexpr int kStepPixels = 64, kBuffers = 3, kBlockRows = 64;
+constexpr int kStepPixels = 64, kBuffers = 3;
 
 template <typename T, int kChannels>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     implicit_gemm_weight_warpgroup(const Conv2dImplicitWeightParams p, const ImplicitWeightItems items) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
   using Copies = ImplicitWeightCopies<T, kBlockThreads, kTileRows, kChannels, kStepPixels>;
-  constexpr int kBlock = kStepPixels * kBlockRows;  // elements
+  constexpr int kBlockRows = 64, kBlock = kStepPixels * kBlockRows;  // elements
   const auto left = factor_memory<T>();
   const auto right = left + kBuffers * kStepPixels * kTileRows;
   const ImplicitWeightPlace place(p, items, kTileRows, kChannels);

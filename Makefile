@@ -32,7 +32,7 @@ demo: build
 
 # Threads that wait for each other do not take the core from the other worker's.
 test: build
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 	tests/kernels/run_sanitized.sh
 	tests/memory/run_sanitized.sh
 

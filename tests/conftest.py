@@ -6,6 +6,10 @@ os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 import pytest
 import torch
 
+# Set by the workers of xdist: rich's console would keep the size, whatever a test asks for.
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)
+
 EMULATED = "D2LFAST_EMULATED_CUDA" in os.environ
 DEVICE = os.environ.get("D2LFAST_TEST_DEVICE", "cpu")
 ON_GPU = EMULATED or DEVICE != "cpu"

@@ -29,7 +29,9 @@ STUB = ROOT / "build_tools" / "cuda_stub"
 ARCHS = {"sm_80": (11, 0), "sm_90": (11, 8), "sm_90a": (12, 0), "sm_100": (12, 8)}
 
 # Regular expression over the shortened kernel name -> why it may spill.
-ALLOWED_SPILLS: dict[str, str] = {}
+ALLOWED_SPILLS: dict[str, str] = {
+    r"average_pool2d_backward<2, SlidingAxis, double, int>": "float64; 16 bytes, on sm_100 alone",
+}
 
 
 @dataclass

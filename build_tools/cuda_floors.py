@@ -34,8 +34,8 @@ from d2lfast.bench.gpu import H200  # noqa: E402
 from d2lfast.bench.registry import cases  # noqa: E402
 from d2lfast.models.registry import NETWORKS  # noqa: E402
 
-# Forward / backward.
 CROSS_ENTROPY_BLOCK = 2048  # classes from which on a block takes a row
+# Forward / backward.
 BATCH_NORM = "reduce, finish_moments, normalize / reduce, finish_gradient_sums, gradient"
 
 

@@ -17,6 +17,9 @@ inline void check_cross_entropy(const at::Tensor& input, const at::Tensor& targe
   TORCH_CHECK(target.scalar_type() == at::kLong, "class numbers must be int64, got ",
               toString(target.scalar_type()));
   TORCH_CHECK(input.sym_size(1) > 0, "there must be at least one class");
+  TORCH_CHECK(input.device() == target.device(),
+              "Expected all tensors to be on the same device, but got logits on ", input.device(),
+              " and class numbers on ", target.device());
 }
 
 }  // namespace d2lfast::ops

@@ -3,6 +3,8 @@
 #include <ATen/core/Tensor.h>
 
 #include "../kernels/cross_entropy.h"
+#include "cross_entropy.h"
+#include "dtype.h"
 
 // The operands of the cross-entropy as rows, for all devices.
 namespace d2lfast::ops {
@@ -25,18 +27,32 @@ struct RowOrder {
   int64_t outer, inner;
 };
 
-inline void set_rows(CrossEntropyRows& p, const at::Tensor& rows, const at::Tensor& target,
-                     const RowOrder& order, int64_t ignore_index) {
-  p.classes = rows.size(2);
-  p.inner_rows = rows.size(order.inner);
-  p.ignore_index = ignore_index;
-  p.input = rows.const_data_ptr();
-  p.input_outer = rows.stride(order.outer);
-  p.input_inner = rows.stride(order.inner);
-  p.target = target.const_data_ptr<int64_t>();
-  p.target_outer = target.stride(order.outer);
-  p.target_inner = target.stride(order.inner);
-}
+// The operands of a pass, checked, and what its parameters take from them.
+template <typename Params>
+struct CrossEntropyCall {
+  CrossEntropyCall(const at::Tensor& input, const at::Tensor& target, int64_t reduction, int64_t ignore_index)
+      : dtype((check_cross_entropy(input, target, reduction), kernel_dtype(input, "cross_entropy"))),
+        rows(class_rows(input)),
+        places(class_positions(target)),
+        count(rows.size(0) * rows.size(1)),
+        order(rows) {
+    p.classes = rows.size(2);
+    p.inner_rows = rows.size(order.inner);
+    p.ignore_index = ignore_index;
+    p.input = rows.const_data_ptr();
+    p.input_outer = rows.stride(order.outer);
+    p.input_inner = rows.stride(order.inner);
+    p.target = places.const_data_ptr<int64_t>();
+    p.target_outer = places.stride(order.outer);
+    p.target_inner = places.stride(order.inner);
+  }
+
+  DType dtype;
+  at::Tensor rows, places;
+  int64_t count;  // rows
+  RowOrder order;
+  Params p{};
+};
 
 inline void set_losses(CrossEntropyForward& p, const at::Tensor& losses, const RowOrder& order) {
   const at::Tensor places = class_positions(losses);

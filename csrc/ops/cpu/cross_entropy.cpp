@@ -7,9 +7,7 @@
 #include "../../kernels/cpu/isa.h"
 #include "../../kernels/cross_entropy.h"
 #include "../allocate.h"
-#include "../cross_entropy.h"
 #include "../cross_entropy_rows.h"
-#include "../dtype.h"
 #include "operators.h"
 
 D2LFAST_DECLARE_TABLES(CrossEntropyKernels, cross_entropy_kernels);
@@ -45,21 +43,17 @@ int64_t task_rows(int64_t classes) { return std::clamp<int64_t>((1 << 14) / clas
 
 std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& input, const Tensor& target, int64_t reduction,
                                              int64_t ignore_index) {
-  check_cross_entropy(input, target, reduction);
-  const int dtype = static_cast<int>(kernel_dtype(input, "cross_entropy"));
-  const Tensor rows = class_rows(input), places = class_positions(target);
-  const int64_t count = rows.size(0) * rows.size(1), size = task_rows(rows.size(2));
+  CrossEntropyCall<CrossEntropyForward> call(input, target, reduction, ignore_index);
+  CrossEntropyForward& p = call.p;
+  const int64_t count = call.count, size = task_rows(p.classes);
   const int64_t tasks = (count + size - 1) / size;
   const Tensor statistics =
       empty({2 * count + 1}, input.options().dtype(accumulator_type(input.scalar_type())));
   const Tensor losses = reduction == kNone ? empty(target.sizes(), input.options()) : Tensor();
-  const RowOrder order(rows);
-  CrossEntropyForward p{};
-  set_rows(p, rows, places, order, ignore_index);
   p.statistics = statistics.data_ptr();
-  if (reduction == kNone) set_losses(p, losses, order);
+  if (reduction == kNone) set_losses(p, losses, call.order);
   std::vector<CrossEntropySum> sums(static_cast<size_t>(tasks));
-  auto* kernel = kernels().forward[dtype];
+  auto* kernel = kernels().forward[static_cast<int>(call.dtype)];
   at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       sums[static_cast<size_t>(task)] = kernel(p, task * size, std::min(count, (task + 1) * size));
@@ -85,25 +79,21 @@ std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& input, const Tensor& 
 
 Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                                   const Tensor& statistics, int64_t reduction, int64_t ignore_index) {
-  check_cross_entropy(input, target, reduction);
-  const int dtype = static_cast<int>(kernel_dtype(input, "cross_entropy"));
-  const Tensor rows = class_rows(input), places = class_positions(target);
-  const int64_t count = rows.size(0) * rows.size(1), size = task_rows(rows.size(2));
+  CrossEntropyCall<CrossEntropyBackward> call(input, target, reduction, ignore_index);
+  CrossEntropyBackward& p = call.p;
+  const int64_t count = call.count, size = task_rows(p.classes);
   const RowGradient gradient(empty_like(input));
-  const RowOrder order(rows);
-  CrossEntropyBackward p{};
-  set_rows(p, rows, places, order, ignore_index);
   p.statistics = statistics.const_data_ptr();
-  gradient.set(p, order);
+  gradient.set(p, call.order);
   Tensor grad_losses;
   if (reduction == kNone) {
     grad_losses = class_positions(grad_output.to(input.scalar_type()));
-    set_grad_losses(p, grad_losses, order);
+    set_grad_losses(p, grad_losses, call.order);
   } else {
     p.scale = number(grad_output.to(statistics.scalar_type()), 0);
     if (reduction == kMean) p.scale /= number(statistics, 2 * count);
   }
-  auto* kernel = kernels().backward[dtype];
+  auto* kernel = kernels().backward[static_cast<int>(call.dtype)];
   at::parallel_for(0, (count + size - 1) / size, 1,
                    [&](int64_t begin, int64_t end) { kernel(p, begin * size, std::min(count, end * size)); });
   return gradient.finish();

@@ -14,7 +14,7 @@ namespace d2lfast::ops {
 
 namespace {
 
-// ---- What the rules look at ----
+// What the rules look at.
 struct Traits {
   int64_t group_channels;
   bool dense, depthwise, strided;
@@ -33,7 +33,7 @@ Traits traits_of(const Conv2dShape& s) {
           s.result_height() * s.result_width()};
 }
 
-// ---- batch ----
+// Rules of `batch`.
 
 // Few channels, on which oneDNN falls short, and enough small images to fill the vectors: their interleaved
 // planes should stay near the second-level cache. oneDNN multiplies pairs of bfloat16.
@@ -55,7 +55,7 @@ bool batch_wins(const Conv2dShape& s, Conv2dPass pass) {
   return wide ? s.padding[0] == 0 && s.padding[1] == 0 : s.channels <= 8;
 }
 
-// ---- winograd ----
+// Rules of `winograd`.
 
 std::atomic<bool> allowed{true};
 
@@ -168,7 +168,7 @@ bool winograd_2x2_wins(const Conv2dShape& s, Conv2dPass pass) {
   return s.batch > 1 || products >= 256 * 256;
 }
 
-// ---- gemm ----
+// Rules of `gemm`.
 
 bool gemm_computes(const Conv2dShape& s, Conv2dPass) {
   return !s.cuda && s.groups == 1 && s.kernel_h == 1 && s.kernel_w == 1 && s.padding[0] == 0 &&
@@ -187,7 +187,7 @@ bool gemm_wins(const Conv2dShape& s, Conv2dPass pass) {
   return t.pixels >= 16 && (pass != Conv2dPass::kGradWeight || t.strided || products < 384 * 320);
 }
 
-// ---- direct ----
+// Rules of `direct`.
 
 // Where the direct kernels measured faster than oneDNN in float32 on AVX-512. oneDNN is near the machine's
 // peak for dense layers of many channels; it falls short for few channels, groups in NCHW, and the input
@@ -251,7 +251,7 @@ bool direct_wins(const Conv2dShape& s, Conv2dPass pass) {
          t.pixels > 196;
 }
 
-// ---- channels ----
+// Rules of `channels`.
 
 // Grouped layers in channels_last. oneDNN has kernels of its own for depthwise layers, which win where they
 // are strided or small enough for the caches; on AVX512-BF16 it multiplies wide groups at twice our rate.
@@ -282,7 +282,7 @@ bool channels_wins(const Conv2dShape& s, Conv2dPass pass) {
   return t.strided && pass == Conv2dPass::kGradInput;
 }
 
-// ---- planes ----
+// Rules of `planes`.
 
 // Grouped layers in NCHW. Flat planes fill their vectors whatever their width; rows do where the result is
 // wide enough. Small depthwise layers are oneDNN's, and so are wide groups, where it multiplies blocks of 16.
@@ -318,7 +318,7 @@ bool planes_wins(const Conv2dShape& s, Conv2dPass pass) {
   return s.result_width() >= (phases ? 14 : 20);
 }
 
-// ---- The table ----
+// The table.
 
 bool always(const Conv2dShape&, Conv2dPass) { return true; }
 bool never(const Conv2dShape&, Conv2dPass) { return false; }

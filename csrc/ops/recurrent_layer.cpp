@@ -186,7 +186,7 @@ Layer layer_autocast(const Tensor& input, const Optional& batch_sizes, const Ten
   return {output, h_n, c_n};
 }
 
-// ---- The public operators, of one layer and direction ----
+// The public operators, of one layer and direction.
 
 std::vector<Tensor> weight_list(std::initializer_list<Tensor> weights, const Optional& b_ih,
                                 const Optional& b_hh) {
@@ -236,7 +236,7 @@ Layer lstm_layer(const Tensor& input, const Optional& batch_sizes, const Tensor&
   return {output, h_n.squeeze(0), c_n.squeeze(0)};
 }
 
-// ---- All layers ----
+// All layers.
 
 Tensor state_of(const Optional& given, const Tensor& like, const char* what, c10::SymInt layers,
                 c10::SymInt batch, c10::SymInt width) {

@@ -98,7 +98,7 @@ class OpTester:
             self.ours(case)
         return recorder.calls
 
-    # ---- Arithmetic ----
+    # Arithmetic.
 
     @pytest.mark.isa
     def test_forward_and_gradients(self, case, any_dtype):
@@ -153,7 +153,7 @@ class OpTester:
                 assert any(torch.isnan(x).any() for x in results[1].outputs), "torch's output has no NaN"
             compare(nonfinite_case, *results)
 
-    # ---- Derivatives ----
+    # Derivatives.
 
     def _function(self, case):
         inputs = inputs_of(case)
@@ -203,7 +203,7 @@ class OpTester:
             with pytest.raises(RuntimeError, match="not implemented"):
                 result.sum().backward()
 
-    # ---- Contracts of the dispatcher ----
+    # Contracts of the dispatcher.
 
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "transposed"])
     def test_opcheck(self, small_case, layout):
@@ -246,7 +246,7 @@ class OpTester:
                 allowed = 2 * native_error + 0.02 * best.abs().max().item()
                 assert (gradient.double() - best).abs().max().item() <= allowed, name
 
-    # ---- Compilers ----
+    # Compilers.
 
     def _compiled(self, case, **options):
         # The plain operator, as dynamo would specialise on the numbers in the closures of `ours`.
@@ -310,7 +310,7 @@ class OpTester:
         for a, b in zip(ours, theirs, strict=True):
             assert same(a, b)
 
-    # ---- State of torch ----
+    # State of torch.
 
     @pytest.mark.cpu
     def test_threads_do_not_change_a_bit(self):
@@ -345,7 +345,7 @@ class OpTester:
             assert same(first, expected.outputs[0])
             assert not first.requires_grad
 
-    # ---- Refusals ----
+    # Refusals.
 
     def test_refused_as_by_torch(self, refused):
         """The same exception type; a case that torch accepts has no place in the list."""

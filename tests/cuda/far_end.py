@@ -7,10 +7,9 @@ the last block has the last elements.
 
 import pytest
 import torch
-from launches import LAYOUTS, Launches, gpu
+from cuda.recorded import LAYOUTS, Launches, gpu, ops
 
 pytestmark = gpu
-ops = torch.ops.d2lfast
 HALF = torch.float16
 SHAPE = (2**14, 64, 64, 64)  # 2^32 elements
 BLOCK = 256

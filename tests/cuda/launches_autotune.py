@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from recorded import LAYOUTS, Launches, gpu
+from cuda.recorded import LAYOUTS, Launches, gpu
 
 import d2lfast
 from d2lfast import _extension, _tuning

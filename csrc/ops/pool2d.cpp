@@ -55,10 +55,10 @@ Pool2dShape check_pool2d(const char* op, const at::Tensor& input, at::IntArrayRe
   TORCH_CHECK(input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0, op,
               ": Expected input to have non-zero size for non-batch dimensions, but got ", input.sizes());
   TORCH_CHECK(k.pad_h >= 0 && k.pad_w >= 0, "pad must be non-negative, but got pad: ", padding);
-  TORCH_CHECK(2 * k.pad_h <= (k.kernel_h - 1) * k.dilation_h + 1 &&
-                  2 * k.pad_w <= (k.kernel_w - 1) * k.dilation_w + 1,
-              "pad should be at most half of effective kernel size, but got pad=", padding,
-              ", kernel_size=", kernel_size, " and dilation=", dilation);
+  // Of the kernel as it is, dilated or not.
+  TORCH_CHECK(k.pad_h <= k.kernel_h / 2 && k.pad_w <= k.kernel_w / 2,
+              "pad should be smaller than or equal to half of kernel size, but got padW = ", k.pad_w,
+              ", padH = ", k.pad_h, ", kW = ", k.kernel_w, ", kH = ", k.kernel_h);
   const Pool2dShape shape{
       input.size(0),
       input.size(1),

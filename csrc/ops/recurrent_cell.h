@@ -81,6 +81,12 @@ inline const void* data_or_null(const Tensor& tensor) {
 
 inline Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
 
+// The strides of torch's result on the CPU, where its first operand is the state.
+inline Tensor in_order_of(const Tensor& state, const Tensor& output) {
+  const bool columns = state.size(0) > 1 && state.stride(0) > 0 && state.stride(0) < state.stride(1);
+  return state.is_cpu() && columns ? output.t().contiguous().t() : output;
+}
+
 inline CellShape shape_of(const Tensor& input, const Tensor& w_hh, const char* op) {
   return {input.size(0), w_hh.size(1), w_hh.size(0), kernel_dtype(input, op)};
 }
@@ -142,7 +148,7 @@ struct RecurrentCells {
     params.candidate = candidate.data_ptr();
     params.output = output.data_ptr();
     Device::gru_forward(shape.dtype, params, shape.batch);
-    return {output, gates, candidate};
+    return {in_order_of(hx, output), gates, candidate};
   }
 
   static Tensor gru_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,

@@ -27,6 +27,10 @@ def _window_output(input, kernel_size, stride, padding, dilation, ceil_mode):
         input.dim() in (3, 4),
         lambda: f"Expected 3D or 4D (batch mode) tensor, but got input of size: {tuple(input.shape)}",
     )
+    torch._check(
+        all(pad <= kernel // 2 for pad, kernel in zip(padding, kernel_size, strict=True)),
+        lambda: "pad should be smaller than or equal to half of kernel size",
+    )
     stride = stride or kernel_size
     size = [
         _pooled(*axis, ceil_mode)

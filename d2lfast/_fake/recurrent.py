@@ -36,6 +36,14 @@ def _state(input: Tensor, w_hh: Tensor) -> Tensor:
     return input.new_empty([input.shape[0], w_hh.shape[1]])
 
 
+def _state_in_order_of(hx: Tensor) -> Tensor:
+    """As csrc/ops/recurrent_cell.h: torch's result on the CPU has columns where the state has."""
+    rows, columns = hx.shape
+    if hx.device.type in ("cpu", "meta") and rows > 1 and 0 < hx.stride(0) < hx.stride(1):
+        return hx.new_empty([columns, rows]).t()
+    return hx.new_empty([rows, columns])
+
+
 @torch.library.register_fake("d2lfast::rnn_cell")
 def _rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity):
     check_same_device(input, hx, w_ih, w_hh, b_ih, b_hh)
@@ -47,7 +55,7 @@ def _rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity):
 def _gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh):
     check_same_device(input, hx, w_ih, w_hh, b_ih, b_hh)
     _check(3, input, hx, w_ih, w_hh)
-    return _state(input, w_hh)
+    return _state_in_order_of(hx)
 
 
 @torch.library.register_fake("d2lfast::lstm_cell")
@@ -62,7 +70,7 @@ def _lstm_cell(input, hx, cx, w_ih, w_hh, b_ih, b_hh):
 def _gru_cell_forward(input, hx, w_ih, w_hh, b_ih, b_hh):
     _check(3, input, hx, w_ih, w_hh)
     gates = input.new_empty([input.shape[0], w_hh.shape[0]])
-    return _state(input, w_hh), gates, _state(input, w_hh)
+    return _state_in_order_of(hx), gates, _state(input, w_hh)
 
 
 @torch.library.register_fake("d2lfast::_lstm_cell_forward")

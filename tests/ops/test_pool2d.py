@@ -89,7 +89,11 @@ class TestMaxPool2d(OpTester):
     )
     small_cases = (*small_windows(named), named("dilation", (1, 2, 7, 7), 2, stride=1, dilation=2))
     nonfinite_cases = (named("plain", (2, 3, 9, 9), 2), named("padded", (2, 3, 9, 9), 3, stride=2, padding=1))
-    refused = (*refusals(named), named("dilation_0", (2, 3, 8, 8), 2, dilation=0))
+    refused = (
+        *refusals(named),
+        named("dilation_0", (2, 3, 8, 8), 2, dilation=0),
+        named("padding_over_half_dilated", (2, 3, 8, 8), 3, padding=2, dilation=2),
+    )
     threaded = threaded(case)
     exported = case((3, 5, 9, 9), 3, stride=2, padding=1)
 

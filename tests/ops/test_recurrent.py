@@ -61,9 +61,6 @@ def threaded(case):
 class CellTester(OpTester):
     nonfinite = ("input", "hx")
 
-    # torch's cells pass on the strides of the hidden state; ours give contiguous states.
-    strides = False
-
     def test_refused_dtypes(self):
         """Floating point only. (torch's tanh cell alone also takes integers, which no module can hold.)"""
         for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):

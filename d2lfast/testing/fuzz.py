@@ -35,6 +35,12 @@ def _conv2d_algorithm(rng: random.Random, case: Case) -> str:
     return "/".join(map(rng.choice, choices))
 
 
+def _values(rng: random.Random, operator: str) -> str:
+    if operator.endswith("_layer"):
+        return "trained"
+    return "ties" if "pool" in operator and rng.random() < 0.4 else "normal"
+
+
 def fuzz_case(operator: str, seed: int, index: int) -> Case:
     """Random case number `index` of an operator: a function of its arguments alone."""
     rng = random.Random(f"{operator}/{seed}/{index}")
@@ -63,7 +69,7 @@ def fuzz_case(operator: str, seed: int, index: int) -> Case:
         layouts,
         differentiable,
         used=(rng.choice((0, 1)),) if operator == "lstm_cell" and rng.random() < 0.3 else None,
-        values="ties" if "pool" in operator and rng.random() < 0.4 else "normal",
+        values=_values(rng, operator),
         seed=index,
     )
     if operator != "conv2d":

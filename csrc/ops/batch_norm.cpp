@@ -42,6 +42,8 @@ DType check_batch_norm(const at::Tensor& input, const OptionalTensor& weight, co
   if (training) {
     TORCH_CHECK_VALUE(input.numel() != input.size(1) || input.size(1) == 0,
                       "Expected more than 1 value per channel when training, got input size ", input.sizes());
+    TORCH_CHECK_VALUE(given(running_mean) == given(running_var),
+                      "running_mean and running_var must either both be None or neither be None");
   } else {
     TORCH_CHECK(given(running_mean), "running_mean must be defined in evaluation mode");
     TORCH_CHECK(given(running_var), "running_var must be defined in evaluation mode");

@@ -49,6 +49,7 @@ def refusals(named):
         named("rank_2", (8, 8), 2),
         named("rank_5", (1, 2, 3, 8, 8), 2),
         named("size_negative", (2, 3, 8, 8), (2, -1)),
+        named("size_of_1", (2, 3, 8, 8), (2,)),
         named("size_of_3", (2, 3, 8, 8), (2, 2, 2)),
         named("empty_image", (2, 3, 0, 8), 2),
     )

@@ -78,6 +78,14 @@ class TestBatchNorm(OpTester):
         ),
         *(
             pytest.param(
+                Case("batch_norm_act", {"input": (2, 3, 4, 4), name: (3,)}, {"training": training}),
+                id=f"{name}_alone_{'train' if training else 'eval'}",
+            )
+            for name in ("running_mean", "running_var")
+            for training in (True, False)
+        ),
+        *(
+            pytest.param(
                 Case(
                     "batch_norm_act",
                     {**norm((2, 3, 4, 4)).shapes, name: (5,)},

@@ -126,6 +126,13 @@ class TestMaxPool2d(OpTester):
                 torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=0, equal_nan=True)
                 assert torch.equal(ours[1], theirs[1])
 
+    @pytest.mark.parametrize("name", ["kernel_size", "padding", "dilation"])
+    def test_only_the_stride_may_be_none(self, name):
+        arguments = {"kernel_size": 2, "stride": None, name: None}
+        for f in (d2lfast.nn.functional, torch.nn.functional):
+            with pytest.raises(TypeError, match=f"'{name}'"):
+                f.max_pool2d(torch.randn(1, 2, 6, 6), **arguments)
+
     def test_windows_of_one_value_are_refused(self):
         x = torch.randn(1, 2, 6, 6, requires_grad=True)
         with pytest.raises(RuntimeError, match="kernel_size must have two values"):

@@ -29,10 +29,12 @@ Pair = int | Sequence[int]
 
 
 def _pair(op: str, name: str, value: Any) -> list[Any]:
-    """One value for each axis; None or an empty sequence is left to the operator's default."""
+    """One value for each axis; a stride of None or an empty sequence is left to the operator's default."""
     if type(value) is int:
         return [value, value]
     if value is None:
+        if name != "stride":
+            raise TypeError(f"{op}(): argument '{name}' must be tuple of ints, not NoneType")
         return []
     if isinstance(value, int | torch.SymInt):
         return [value, value]
@@ -137,8 +139,6 @@ def _adaptive_size(input: Tensor, output_size: Any) -> list[Any]:
     if type(output_size) is int or isinstance(output_size, int | torch.SymInt):
         return [output_size, output_size]
     sizes = list(output_size)
-    if len(sizes) == 1:
-        sizes *= 2
     if len(sizes) >= input.dim():
         raise ValueError(f"Input dimension should be at least {len(sizes) + 1}")
     return [n if n is not None else d for n, d in zip(sizes, input.shape[-len(sizes) :])]
@@ -148,7 +148,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     """Mean over a grid of regions, as `torch.nn.functional.adaptive_avg_pool2d` (book section 8.3).
 
     Args:
-        input: [N,C,H,W] or [C,H,W], of the dtypes of `max_pool2d`.
+        input: [N,C,H,W] or [C,H,W], of the dtypes of `max_pool2d`; other ranks are left to torch.
         output_size: H' and W', or one value for both; None keeps the input's size.
 
     Returns:
@@ -157,7 +157,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     Raises:
         RuntimeError: ranks or sizes do not fit, as in torch.
     """
-    if not supported(input, "adaptive_avg_pool2d"):
+    if input.dim() not in (3, 4) or not supported(input, "adaptive_avg_pool2d"):
         return _native.adaptive_avg_pool2d(input, output_size)
     return _adaptive_avg_pool2d(input, _adaptive_size(input, output_size))
 

@@ -25,9 +25,16 @@ CONVOLUTIONS = {
     "wide tiles of the source": ((2, 72, 18, 15), 8, (2, 1), 1, 0, 1),
     "widest tiles": ((1, 64, 13, 14), 200, (3, 3), 1, 1, 1),
     "wide tiles and strides": ((1, 72, 17, 18), 72, (3, 3), 2, 1, 1),
+    "pixels as columns": ((2, 24, 13, 12), 40, (3, 3), 1, 1, 1),
+    "pixels as columns of several tiles": ((2, 8, 18, 15), 184, (1, 1), 1, 0, 1),
+    "pixels as columns, strided": ((2, 16, 25, 27), 16, (3, 3), 2, 1, 1),
+    "pixels as columns of many images": ((270, 8, 1, 2), 8, (1, 2), 1, 0, 1),
 }
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 WARPGROUPS = os.environ.get("D2LFAST_EMULATED_CAPABILITY") == "90"
+# The rule for tiles then chooses those of 64 channels by 256 pixels in 16 bits.
+ONE_PROCESSOR = os.environ.get("D2LFAST_EMULATED_PROCESSORS") == "1"
+PIXELS_AS_COLUMNS = ("several parts of the pixels", "wide tiles of the source")
 IMPLICIT = {"float16": HALF, "bfloat16": BRAIN, "tf32": SINGLE, "ieee": SINGLE}
 
 
@@ -55,12 +62,16 @@ def test_implicit_gemm(name, implicit_dtype):
         output = ops.conv2d(input, weight, bias, *pairs, 1, "relu", "implicit_gemm")
     assert len(made) == 1
     assert "Conv2dImplicitParams" in made[0][3]
-    threads = 256 if WARPGROUPS and dtype != SINGLE else 128
-    assert made[0][1] == (threads, 1, 1)
+    warpgroups = WARPGROUPS and dtype != SINGLE
+    columns = name.startswith("pixels as columns") or name in PIXELS_AS_COLUMNS
+    if not warpgroups or ONE_PROCESSOR:
+        assert made[0][1] == (256 if warpgroups and not columns else 128, 1, 1)
     if name == "wide tiles":
         assert made[0][0] == (5, 1, 1)
-    if name == "widest tiles" and WARPGROUPS and dtype != SINGLE:
+    if warpgroups and name == "widest tiles":
         assert made[0][0] == (2, 1, 1)
+    if warpgroups and ONE_PROCESSOR and name == "pixels as columns of several tiles":
+        assert made[0][0] == (3 * 3, 1, 1)
     leaves = [tensor.detach().double().requires_grad_() for tensor in (input, weight, bias)]
     wanted = torch.nn.functional.conv2d(*leaves, *pairs).relu()
     torch.testing.assert_close(output.double(), wanted)
@@ -70,7 +81,9 @@ def test_implicit_gemm(name, implicit_dtype):
     kinds = ("Conv2dImplicitParams", "Conv2dImplicitWeightParams", "int, long")
     assert len(made) == 3
     assert all(any(kind in kernel for _, _, _, kernel in made) for kind in kinds)
-    assert all(block[0] == threads for _, block, _, kernel in made if "Implicit" in kernel)
+    assert [block[0] for _, block, _, kernel in made if "WeightParams" in kernel] == [
+        256 if warpgroups else 128
+    ]
     if name == "several parts of the pixels":
         assert [grid[1] for grid, _, _, kernel in made if "WeightParams" in kernel] == [2]
     if name == "wide tiles":
@@ -136,7 +149,7 @@ def test_implicit_gemm_of_more_than_int32_elements():
     weight = torch.empty(8, 64, 1, 1, dtype=torch.float16)
     with Launches("dry") as made:
         ops.conv2d(many, weight, None, [1, 1], [0, 0], [1, 1], 1, "none", "implicit_gemm")
-    assert [grid for grid, *_ in made] == [(33 * 2**20 // 128, 1, 1)]
+    assert [grid for grid, *_ in made] == [(33 * 2**20 // (256 if WARPGROUPS else 128), 1, 1)]
 
 
 TILES = "Conv2dWinogradParams, d2lfast::cuda"
@@ -147,6 +160,14 @@ RESIDUALS = {
     "direct": ("direct", (2, 6, 5, 7), (9, 2, 3, 3), 3),
     "implicit_gemm": ("implicit_gemm", (2, 16, 9, 8), (72, 16, 3, 3), 1),
     "implicit_gemm of odd channels": ("implicit_gemm", (2, 8, 5, 6), (7, 8, 3, 3), 1),
+    "implicit_gemm of odd channels and pixels as columns": ("implicit_gemm", (2, 8, 13, 12), (7, 8, 3, 3), 1),
+    "implicit_gemm of even channels and pixels as columns": (
+        "implicit_gemm",
+        (2, 8, 13, 12),
+        (42, 8, 3, 3),
+        1,
+    ),
+    "implicit_gemm of pixels as columns": ("implicit_gemm", (3, 8, 13, 12), (56, 8, 3, 3), 1),
     "winograd by rows": ("winograd", (2, 5, 6, 8), (7, 5, 3, 3), 1),
     "winograd": ("winograd", (2, 5, 6, 7), (7, 5, 3, 3), 1),
 }

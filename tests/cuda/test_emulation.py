@@ -107,6 +107,7 @@ PRODUCTS = {
     "product, no fence of sums": ("into sums without a fence", "right"),
     "product, no wait": ("ran", "wrong"),
     "product, early write": ("during a product", "right"),
+    "product, early sums": ("sums in the factors", "right"),
     "product, other factors": ("differ by thread", "right"),
     "product, half a warpgroup": ("not all threads reach", "right"),
 }

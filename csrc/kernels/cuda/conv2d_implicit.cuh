@@ -90,8 +90,10 @@ struct Pixel {
   }
 };
 
-// What a thread copies of each step: 16 bytes of every kRowsAtOnce-th pixel and channel of the tile.
-template <typename T, int kThreads, int kTilePixels, int kTileChannels, int kStepBytes>
+// What a thread copies of each step: 16 bytes of every kRowsAtOnce-th pixel and channel of the tile. Offset
+// holds distances of a tile's pixels in the source.
+template <typename T, int kThreads, int kTilePixels, int kTileChannels, int kStepBytes,
+          typename Offset = int64_t>
 class ImplicitCopies {
  public:
   static constexpr int kPieces = kStepBytes / 16;  // of a row
@@ -101,16 +103,19 @@ class ImplicitCopies {
                                             const ImplicitPlace& place)
       : p_(p), items_(items), place_(place) {
     const int32_t c = static_cast<int>(threadIdx.x) % kPieces * kPiece;
+    const int64_t image = int64_t{p.h.source} * p.w.source * p.source_channels;
+    const int64_t first_image = Pixel(items, place.pixel).image;
+    source_ = static_cast<const T*>(p.source) + first_image * image + c;
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       const int64_t index = place.pixel + row() + i * kRowsAtOnce;
       const bool inside = index < items.pixels;
-      const Pixel pixel(items, inside ? index : 0);
+      const Pixel pixel(items, inside ? index : place.pixel);
       const int32_t h = pixel.row * (p.transposed ? 1 : p.h.stride);
       start_[i] = pixel.column * (p.transposed ? 1 : p.w.stride);
       top_[i] = inside ? h : -(1 << 30);
-      corner_[i] = static_cast<const T*>(p.source) + c +
-                   ((pixel.image * p.h.source + h) * p.w.source + start_[i]) * p.source_channels;
+      corner_[i] = static_cast<Offset>((pixel.image - first_image) * image +
+                                       (int64_t{h} * p.w.source + start_[i]) * p.source_channels);
     }
     channel_ = place.channel + row();
     channels_left_ = p.source_channels - c;
@@ -141,7 +146,7 @@ class ImplicitCopies {
       for (int i = 0; i < kPixels; ++i) {
         const int32_t h = top_[i] + h_offset_, w = start_[i] + w_offset_;
         const bool valid = channel_inside && h >= 0 && h < p_.h.source && w >= 0 && w < p_.w.source;
-        const T* from = valid ? corner_[i] + shift : static_cast<const T*>(p_.source);
+        const T* from = valid ? source_ + (shift + corner_[i]) : static_cast<const T*>(p_.source);
         copy_async_16(pixels + i * kRowsAtOnce * pitch, from, valid);
       }
 #pragma unroll
@@ -180,8 +185,9 @@ class ImplicitCopies {
   const Conv2dImplicitParams& p_;
   const ImplicitItems& items_;
   const ImplicitPlace& place_;
+  const T* source_;  // of the tile's first image
   // Where the source of the tap with no offset is; corners may lie outside.
-  const T* corner_[kPixels];
+  Offset corner_[kPixels];
   int32_t top_[kPixels], start_[kPixels];
   const T* weight_;  // of the first channel
   int32_t channel_, channels_left_;
@@ -219,16 +225,25 @@ __device__ __forceinline__ void transpose_quad(float (&element)[4][kCount], int 
   }
 }
 
+// The residual, activation and rounding of sums with their bias.
+template <typename T, int V>
+__device__ __forceinline__ void store_results(const Conv2dImplicitParams& p, int64_t to,
+                                              Vector<T, V> residual, const float (&sum)[V]) {
+#pragma unroll
+  for (int n = 0; n < V; ++n) {
+    const float value = sum[n] + to_compute(residual.lane[n]);
+    residual.lane[n] = from_compute<T>(activate(value, p.activation));
+  }
+  store(static_cast<T*>(p.result) + to, residual);
+}
+
 template <typename T, int V>
 __device__ __forceinline__ void store_channels(const Conv2dImplicitParams& p, int64_t start, int32_t channel,
                                                const float (&sum)[V]) {
-  Vector<T, V> results = residual_of<V, T>(p.residual, start + channel);
+  float biased[V];
 #pragma unroll
-  for (int n = 0; n < V; ++n) {
-    const float value = sum[n] + bias_of<T>(p.bias, channel + n) + to_compute(results.lane[n]);
-    results.lane[n] = from_compute<T>(activate(value, p.activation));
-  }
-  store(static_cast<T*>(p.result) + start + channel, results);
+  for (int n = 0; n < V; ++n) biased[n] = sum[n] + bias_of<T>(p.bias, channel + n);
+  store_results<T>(p, start + channel, residual_of<V, T>(p.residual, start + channel), biased);
 }
 
 // Stores bias, residual and activation of a pixel, of which lane t has channels channel + 8j + 2t and the

@@ -1,108 +1,223 @@
 #include "conv2d_implicit.cuh"
 
+#include <optional>
+#include <type_traits>
+
 #include "conv2d_implicit_warpgroup.h"
 #include "warpgroup.cuh"
 
-// Tiles of 128 pixels by 64, 128 or 256 channels: two warpgroups with 64 pixels each, steps of 128 bytes
-// along k. Blocks of the first two run by twos on a multiprocessor, so that one multiplies while the other
-// waits at its barrier; one of the third fills it, and begins a step's products before those of the last are
-// done.
+// Each warpgroup has 64 rows of a tile and all of its columns, in steps of 128 bytes along k. Rows are pixels
+// and columns 64, 128 or 256 channels, with two warpgroups; or, since columns share what is read of the rows,
+// 64 channels are the rows and 256 pixels the columns. Blocks run by twos on a multiprocessor, so that one
+// multiplies while the other waits at its barrier; one of 256 channels fills it, and begins a step's products
+// before those of the last are done.
 namespace d2lfast::cuda {
 namespace {
 
-constexpr int kGroupThreads = 128, kTilePixels = 128, kBlockThreads = 2 * kGroupThreads;
-template <int kChannels>
-constexpr int kBlocksAtOnce = kChannels == 256 ? 1 : 2;
-// Steps whose products may be under way at a barrier, and steps in shared memory.
-template <int kChannels>
-constexpr int kPending = kChannels == 256 ? 1 : 0;
-template <int kChannels>
-constexpr int kBuffers = kChannels == 256 ? 4 : 3;
+template <int kTilePixels, int kTileChannels, bool kChannelRows>
+struct Tile {
+  static constexpr int kPixels = kTilePixels, kChannels = kTileChannels;
+  static constexpr bool kTransposed = kChannelRows;
+  static constexpr int kRows = kTransposed ? kChannels : kPixels;
+  static constexpr int kColumns = kTransposed ? kPixels : kChannels;
+  static constexpr int kGroups = kRows / 64, kThreads = kGroups * kGroupThreads;
+  static constexpr bool kAlone = kChannels == 256;
+  static constexpr int kBuffers = kAlone ? 4 : kTransposed ? 2 : 3;  // steps in shared memory
+  static constexpr size_t kSharedBytes = size_t{kBuffers} * (kPixels + kChannels) * kFactorLine;
+  // For 16 steps of k, of which shared memory gives each warpgroup its factors and takes the next ones, at
+  // 128 bytes a cycle.
+  static constexpr int kCycles = (kGroups * (64 + kColumns) + kRows + kColumns) * 32 / 128;
+};
+using Narrow = Tile<128, 64, false>;
+using Wide = Tile<128, 128, false>;
+using Widest = Tile<128, 256, false>;
+using Transposed = Tile<256, 64, true>;
 
-template <typename T, int kChannels>
-__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce<kChannels>)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
+// Sums with a channel's pixels in a thread, in shared memory for threads with a pixel's channels: without
+// conflicts of banks, of which a pixel is 4 away from the last, by single channels, by twos and by eights.
+constexpr int kStagedPixel = 64 + 4;
+__device__ __forceinline__ constexpr int staged_channel(int channel) { return channel ^ channel / 32 * 4; }
+
+template <typename T, int V, typename Tile>
+__device__ __forceinline__ void store_staged(const Conv2dImplicitParams& p, const ImplicitPlace& place,
+                                             const SharedPointer<float> sums,
+                                             const SharedPointer<int64_t> starts) {
+  constexpr int kPieces = Tile::kChannels / V, kPixelsAtOnce = Tile::kThreads / kPieces, kAtOnce = 4;
+  constexpr int kRead = V < 4 ? V : 4;
+  const int thread = static_cast<int>(threadIdx.x), channel = thread % kPieces * V;
+  if (place.channel + channel >= p.result_channels) return;
+  for (int first = thread / kPieces; first < Tile::kPixels; first += kAtOnce * kPixelsAtOnce) {
+    int64_t to[kAtOnce];
+    Vector<T, V> added[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t start = starts[first + i * kPixelsAtOnce];
+      to[i] = start < 0 ? -1 : start + place.channel + channel;
+      added[i] = start < 0 ? Vector<T, V>{} : residual_of<V, T>(p.residual, to[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      float own[V];
+#pragma unroll
+      for (int n = 0; n < V; n += kRead) {
+        const int at = (first + i * kPixelsAtOnce) * kStagedPixel + staged_channel(channel + n);
+        const auto part = load_shared<kRead>(sums + at);
+#pragma unroll
+        for (int m = 0; m < kRead; ++m) own[n + m] = part.lane[m];
+      }
+      if (to[i] >= 0) store_results<T>(p, to[i], added[i], own);
+    }
+  }
+}
+
+template <typename T, typename Tile>
+__device__ __forceinline__ void store_transposed(const Conv2dImplicitParams& p, const ImplicitPlace& place,
+                                                 const SharedPointer<int64_t> starts,
+                                                 const float (&sum)[Tile::kColumns / 2]) {
+  static_assert(Tile::kPixels * kStagedPixel * sizeof(float) <= Tile::kSharedBytes);
+  const auto sums = sum_memory<T>();
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = thread / 32 * 16 + lane / 4 + half * 8;
+    const int32_t channel = place.channel + row;
+    const float bias = channel < p.result_channels ? bias_of<T>(p.bias, channel) : 0;
+    const auto to = sums + (lane % 4 * 2 * kStagedPixel + staged_channel(row));
+#pragma unroll
+    for (int n = 0; n < Tile::kColumns / 4; ++n) {
+      to[(n / 2 * 8 + n % 2) * kStagedPixel] = sum[n / 2 * 4 + half * 2 + n % 2] + bias;
+    }
+  }
+  __syncthreads();
+  if (p.result_channels % 8 == 0) {
+    store_staged<T, 8, Tile>(p, place, sums, starts);
+  } else if (p.result_channels % 2 == 0) {
+    store_staged<T, 2, Tile>(p, place, sums, starts);
+  } else {
+    store_staged<T, 1, Tile>(p, place, sums, starts);
+  }
+}
+
+#endif
+
+template <typename T, typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kAlone ? 1 : 2)
     implicit_gemm_warpgroup(const Conv2dImplicitParams p, const ImplicitItems items) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
-  using Copies = ImplicitCopies<T, kBlockThreads, kTilePixels, kChannels, kFactorLine>;
+  using Copies = ImplicitCopies<T, Tile::kThreads, Tile::kPixels, Tile::kChannels, kFactorLine,
+                                std::conditional_t<Tile::kTransposed, int32_t, int64_t>>;
   constexpr int kPitch = kFactorLine / sizeof(T), kPiece = 16 / sizeof(T);
-  constexpr int kSteps = kBuffers<kChannels>, kAhead = kSteps - 1 - kPending<kChannels>;
-  const auto left = factor_memory<T>();
-  const auto right = left + kSteps * kTilePixels * kPitch;
-  const ImplicitPlace place(items, kTilePixels, kChannels);
+  constexpr int kPending = Tile::kAlone ? 1 : 0;  // steps whose products may be under way at a barrier
+  constexpr int kSteps = Tile::kBuffers, kAhead = kSteps - 1 - kPending;
+  constexpr int kPixels = Tile::kPixels * kPitch, kChannels = Tile::kChannels * kPitch;  // elements
+  const auto pixels = factor_memory<T>(), channels = pixels + kSteps * kPixels;
+  const ImplicitPlace place(items, Tile::kPixels, Tile::kChannels);
   Copies copies(p, items, place);
   // All rows of a thread have the same remainder by 8.
   const int thread = static_cast<int>(threadIdx.x);
   const int own = Copies::row() * kPitch + swizzled_piece(Copies::row(), thread % Copies::kPieces) * kPiece;
   const auto begin_copies = [&](int buffer) {
-    copies.begin(left + buffer * kTilePixels * kPitch + own, right + buffer * kChannels * kPitch + own,
-                 kPitch);
+    copies.begin(pixels + buffer * kPixels + own, channels + buffer * kChannels + own, kPitch);
   };
 
   const int first_row = thread / kGroupThreads * 64;
-  float sum[kChannels / 2] = {};
+  float sum[Tile::kColumns / 2] = {};
   const int32_t steps = copies.steps();
   for (int buffer = 0; buffer < kAhead; ++buffer) begin_copies(buffer);
+  pin_sums(sum);
   for (int32_t step = 0; step < steps; ++step) {
     wait_async<kAhead - 1>();
     fence_factors();
-    wait_products<kPending<kChannels>>();  // of the buffer that is filled next
+    wait_products<kPending>();  // of the buffer that is filled next
     __syncthreads();
     const int buffer = step % kSteps;
-    const uint64_t a = factor(left + (buffer * kTilePixels + first_row) * kPitch);
-    const uint64_t b = factor(right + buffer * kChannels * kPitch);
+    const uint64_t of_pixels =
+        factor(pixels + buffer * kPixels + (Tile::kTransposed ? 0 : first_row * kPitch));
+    const uint64_t of_channels = factor(channels + buffer * kChannels);
+    const uint64_t a = Tile::kTransposed ? of_channels : of_pixels;
+    const uint64_t b = Tile::kTransposed ? of_pixels : of_channels;
     fence_sums();
 #pragma unroll
     for (int k = 0; k < kFactorLine / 32; ++k) {
-      begin_product<T, kChannels, false>(sum, a + k * kNextProduct<false>, b + k * kNextProduct<false>);
+      begin_product<T, Tile::kColumns, false>(sum, a + k * kNextProduct<false>, b + k * kNextProduct<false>);
     }
     commit_products();
     begin_copies((step + kAhead) % kSteps);
   }
   wait_async<0>();
   wait_products<0>();
+  pin_sums(sum);
 
-  const int lane = thread % 32, row = first_row + thread % kGroupThreads / 32 * 16 + lane / 4;
+  if constexpr (Tile::kTransposed) {
+    D2LFAST_SHARED(int64_t, starts, Tile::kPixels);
+    for (int pixel = thread; pixel < Tile::kPixels; pixel += Tile::kThreads) {
+      starts[pixel] = result_start(p, items, place, pixel);
+    }
+    __syncthreads();  // all products are done, of which other warps have read the same factors
+    store_transposed<T, Tile>(p, place, starts, sum);
+  } else {
+    const int lane = thread % 32, row = first_row + thread % kGroupThreads / 32 * 16 + lane / 4;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float pixel[kChannels / 8][2];
+    for (int half = 0; half < 2; ++half) {
+      float pixel[Tile::kChannels / 8][2];
 #pragma unroll
-    for (int n = 0; n < kChannels / 4; ++n) pixel[n / 2][n % 2] = sum[n / 2 * 4 + half * 2 + n % 2];
-    store_pixel<T>(p, result_start(p, items, place, row + half * 8), place.channel, lane % 4, pixel);
+      for (int n = 0; n < Tile::kChannels / 4; ++n) pixel[n / 2][n % 2] = sum[n / 2 * 4 + half * 2 + n % 2];
+      store_pixel<T>(p, result_start(p, items, place, row + half * 8), place.channel, lane % 4, pixel);
+    }
   }
 #else
   __trap();
 #endif
 }
 
-// For 16 steps of k, from shared memory at 128 bytes a cycle.
-template <int kChannels>
-constexpr int kCycles = kChannels == 64    ? 112
-                        : kChannels == 128 ? 160
-                                           : 256;
+// Of the tiles that which takes the fewest cycles.
+template <typename T>
+class BestTiles {
+ public:
+  explicit BestTiles(const Conv2dImplicitParams& p) : p_(p) {}
 
-template <typename T, int kChannels>
-cudaError_t launch_tiles(const Conv2dImplicitParams& p, const ImplicitItems& items, cudaStream_t stream) {
-  const LaunchShape shape{static_cast<unsigned>(items.blocks()), kBlockThreads,
-                          kBuffers<kChannels> * (kTilePixels + kChannels) * kFactorLine};
-  return launch(implicit_gemm_warpgroup<T, kChannels>, shape, stream, p, items);
-}
+  template <typename Tile>
+  void consider(int32_t least_steps = 0) {
+    const ImplicitItems items(p_, Tile::kPixels, Tile::kChannels, kFactorLine / sizeof(T));
+    const int64_t steps = int64_t{items.channel_steps} * p_.h.kernel * p_.w.kernel /
+                          (int64_t{items.row_phases} * items.column_phases);
+    if constexpr (Tile::kTransposed) {
+      // The images that a tile may meet, by distances of 32 bits.
+      const int64_t image = int64_t{p_.h.source} * p_.w.source * p_.source_channels;
+      const int64_t images = Tile::kPixels / (int64_t{items.rows} * items.columns) + 2;
+      if (images * image > INT32_MAX) return;
+    }
+    const int64_t cycles = computed_cycles(items, Tile::kCycles);
+    if (items.blocks() == 0 || steps < least_steps || (launch_ != nullptr && cycles >= cycles_)) return;
+    cycles_ = cycles;
+    launch_ = [](const Conv2dImplicitParams& p, const ImplicitItems& items, cudaStream_t stream) {
+      const LaunchShape shape{static_cast<unsigned>(items.blocks()), Tile::kThreads, Tile::kSharedBytes};
+      return launch(implicit_gemm_warpgroup<T, Tile>, shape, stream, p, items);
+    };
+    items_ = items;
+  }
+  cudaError_t launch_best(cudaStream_t stream) const {
+    return launch_ == nullptr ? cudaErrorInvalidValue : launch_(p_, *items_, stream);
+  }
+
+ private:
+  const Conv2dImplicitParams& p_;
+  int64_t cycles_ = 0;
+  std::optional<ImplicitItems> items_;
+  cudaError_t (*launch_)(const Conv2dImplicitParams&, const ImplicitItems&, cudaStream_t) = nullptr;
+};
 
 template <typename T>
 cudaError_t launch_best_tiles(const Conv2dImplicitParams& p, cudaStream_t stream) {
-  constexpr int32_t kStep = kFactorLine / sizeof(T);
-  const ImplicitItems narrow(p, kTilePixels, 64, kStep), wide(p, kTilePixels, 128, kStep),
-      widest(p, kTilePixels, 256, kStep);
-  if (narrow.blocks() == 0) return cudaErrorInvalidValue;
-  const int64_t cycles = computed_cycles(wide, kCycles<128>);
+  BestTiles<T> tiles(p);
+  tiles.template consider<Narrow>();
+  tiles.template consider<Wide>();
+  tiles.template consider<Transposed>();
   // A block alone on its multiprocessor has nothing to do while it begins and stores: of long products a
   // small part.
-  const int64_t steps = int64_t{widest.channel_steps} * p.h.kernel * p.w.kernel /
-                        (int64_t{widest.row_phases} * widest.column_phases);
-  if (steps >= 8 && computed_cycles(widest, kCycles<256>) < cycles) {
-    return launch_tiles<T, 256>(p, widest, stream);
-  }
-  return cycles < computed_cycles(narrow, kCycles<64>) ? launch_tiles<T, 128>(p, wide, stream)
-                                                       : launch_tiles<T, 64>(p, narrow, stream);
+  tiles.template consider<Widest>(8);
+  return tiles.launch_best(stream);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 namespace d2lfast::cuda {
 namespace {
 
-constexpr int kGroupThreads = 128, kTileRows = 128, kBlockThreads = 2 * kGroupThreads;
+constexpr int kTileRows = 128, kBlockThreads = 2 * kGroupThreads;
 constexpr int kStepPixels = 64, kBuffers = 3;
 
 template <typename T, int kChannels>
@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const int group = thread / kGroupThreads;
   float sum[kChannels / 2] = {};
   for (int32_t step = 0; step < kBuffers - 1; ++step) begin_copies(step);
+  pin_sums(sum);
   const int32_t steps = (place.end - place.begin + kStepPixels - 1) / kStepPixels;
   for (int32_t step = 0; step < steps; ++step) {
     wait_async<kBuffers - 2>();
@@ -55,6 +56,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   }
   wait_async<0>();
   wait_products<0>();
+  pin_sums(sum);
 
   const int lane = thread % 32, row = place.row + thread / 32 * 16 + lane / 4;
 #pragma unroll

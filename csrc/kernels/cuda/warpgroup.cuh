@@ -14,6 +14,7 @@ namespace d2lfast::cuda {
 // along k (K-major); or it is one k of 64 rows in 16 bits (MN-major), of which blocks follow in equal
 // distances.
 constexpr int kFactorLine = 128, kFactorAlign = 1024;
+constexpr int kGroupThreads = 128;
 
 __device__ __forceinline__ constexpr int swizzled_piece(int line, int piece) { return piece ^ line % 8; }
 
@@ -53,6 +54,20 @@ __device__ __forceinline__ SharedPointer<T> factor_memory() {
 template <typename T>
 __device__ __forceinline__ uint64_t factor(const T* start, uint64_t block_bytes = 16) {
   return kFactorLayout | block_bytes / 16 << 16 | (__cvta_generic_to_shared(start) & 0x3ffff) >> 4;
+}
+
+// The memory of factors, for sums: after a barrier behind the wait for the last product.
+template <typename T>
+__device__ __forceinline__ SharedPointer<float> sum_memory() {
+  return factor_memory<float>();
+}
+
+// The compiler moves no access to sums across it; of products it does not know when they read and write them.
+// Before the first product and after the last wait.
+template <int kSums>
+__device__ __forceinline__ void pin_sums(float (&sum)[kSums]) {
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(sum[i])::"memory");
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -51,6 +51,7 @@ struct ProductState {
   int64_t block = -1, time = 0;
   std::vector<int64_t> written;  // times, by elements of shared memory
   std::vector<int> reads;        // products under way
+  int64_t all_reads = 0;
   std::map<int, ProductThread> threads;
   std::map<int, Warpgroup> groups;
 };
@@ -135,6 +136,16 @@ uint64_t factor(FactorPointer<T> start, uint64_t block_bytes = 16) {
   return kFactorLayout | block_bytes / 16 << 16 | (address & 0x3ffff) >> 4;
 }
 
+// Sums are kept apart from the factors whose memory they take.
+template <typename T>
+SharedPointer<float> sum_memory() {
+  if (detail::product_state().all_reads > 0) Grid::get().fail("sums in the factors of a product under way");
+  return dynamic_shared<float>();
+}
+
+template <int kSums>
+void pin_sums(float (&)[kSums]) {}
+
 inline void fence_factors() {
   auto& state = detail::product_state();
   auto& fence = state.threads[Grid::get().current->linear].fence;
@@ -191,8 +202,10 @@ std::vector<float> read_factor(uint64_t descriptor, int rows, Product& product) 
         Grid::get().fail("a product of what was written without a fence");
       }
       ++state.reads[place];
+      ++state.all_reads;
       product.reads.push_back([=, &state] {
         --state.reads[place];
+        --state.all_reads;
         static_cast<void>(static_cast<T>(memory[place]));  // the race check's last read
       });
     }

@@ -91,6 +91,7 @@ void early_copy(int* out) {
 // The product of two diagonal matrices of 64 rows, over one row of 128 bytes along k.
 struct Faults {
   bool swizzle = true, proxy_fence = true, barrier = true, sums_fence = true, wait = true, overwrite = false;
+  bool early_sums = false;
   int partner_k = 0, threads = 128;
 };
 Faults fault;
@@ -120,6 +121,8 @@ void product(int* out) {
   commit_products();
   if (fault.overwrite) left.write(threadIdx.x, {});
   if (fault.wait) wait_products<0>();
+  pin_sums(sum);
+  if (fault.early_sums) sum_memory<Float16>()[threadIdx.x] = sum[0];
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   for (int i = 0; i < 32; ++i) {
     const int row = 16 * warp + g + i / 2 % 2 * 8, column = i / 4 * 8 + 2 * t + i % 2;
@@ -170,6 +173,7 @@ int main() {
   expect_product("product, no fence of sums", {.sums_fence = false});
   expect_product("product, no wait", {.wait = false});
   expect_product("product, early write", {.overwrite = true});
+  expect_product("product, early sums", {.early_sums = true});
   expect_product("product, other factors", {.partner_k = 1});
   expect_product("product, half a warpgroup", {.barrier = false, .threads = 64});
   Grid::get().guarded = true;

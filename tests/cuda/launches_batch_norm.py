@@ -161,3 +161,32 @@ def test_equal_values_have_their_own_mean(layout):
     moments = ops._sync_batch_norm_moments(input)
     assert torch.equal(moments[0], input[0, :, 0, 0].double())
     assert not moments[1].any()
+
+
+# More pieces than one a thread, and no multiple of them: by 8 elements and singly, by planes and by columns.
+MANY = {
+    "planes": ((3, 17, 256, 256), torch.contiguous_format),
+    "single planes": ((2, 3, 261, 261), torch.contiguous_format),
+    "columns": ((2, 256, 97, 70), torch.channels_last),
+    "single columns": ((2, 33, 97, 70), torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "layout"), MANY.values(), ids=MANY)
+def test_threads_with_several_pieces(shape, layout, dtype):
+    """With a residual, whose mask is kept; exact, since all numbers are small integers and halves."""
+    leaf, residual, grad = (
+        torch.randint(-4, 5, shape).to(dtype).to(memory_format=layout).requires_grad_() for _ in range(3)
+    )
+    weight, channels = torch.arange(shape[1]) % 2 + 1.0, shape[1]
+    mean, variance = torch.arange(channels) % 3.0, torch.ones(channels)
+    arguments = [tensor.to(dtype) for tensor in (weight, mean, mean, variance)]
+    output = ops.batch_norm_act(leaf, *arguments, False, 0.1, 0.0, "relu", residual)
+    column = [tensor.view(-1, 1, 1) for tensor in (weight.to(dtype), mean.to(dtype))]
+    sums = (leaf - column[1]) * column[0] + column[1] + residual
+    assert torch.equal(output, sums.relu())
+    ours = torch.autograd.grad(output, (leaf, residual), grad)
+    kept = torch.where(sums > 0, grad, 0)
+    assert torch.equal(ours[1], kept)
+    assert torch.equal(ours[0], kept * column[0])

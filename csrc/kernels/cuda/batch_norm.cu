@@ -7,38 +7,100 @@ namespace d2lfast::cuda {
 namespace {
 
 constexpr int kWarps = kThreads / 32;
-// Of the kernels over columns, whose 8 channels a thread fill more registers.
+// Pieces of a thread that are under way at once, and blocks of a multiprocessor, of which an H200 takes about
+// 29 KB in flight to copy at its rate. Kernels over columns hold the numbers of 8 channels.
+struct Flight {
+  int pieces, blocks;
+};
 template <typename T, int K>
-constexpr int kMinColumnBlocks = K == 1           ? kMinBlocks
-                                 : sizeof(T) == 8 ? 1
-                                                  : 2;
+constexpr Flight flight(int singles, Flight of_16, Flight of_32, Flight of_64) {
+  if (K == 1) return {sizeof(T) == 8 ? 2 : singles, kMinBlocks};
+  return sizeof(T) == 2 ? of_16 : sizeof(T) == 4 ? of_32 : of_64;
+}
+template <typename T, int K>
+constexpr Flight kMoments = flight<T, K>(4, {4, 4}, {1, 4}, {1, 2});
+template <typename T, int K>
+constexpr Flight kNormalizedPlanes = flight<T, K>(4, {2, 4}, {1, 4}, {1, 2});
+template <typename T, int K>
+constexpr Flight kNormalizedColumns = flight<T, K>(4, {4, 2}, {1, 4}, {1, 2});
+template <typename T, int K>
+constexpr Flight kGradientPlanes = flight<T, K>(2, {2, 3}, {1, 4}, {1, 2});
+template <typename T, int K>
+constexpr Flight kGradientColumns = flight<T, K>(2, {2, 2}, {1, 2}, {1, 1});
 
-// A position in the elementwise kernels over planes: all lanes of a warp turn equally often.
-template <int K, typename T, typename Visit>
-__device__ void visit_planes(const BatchNormView<T>& view, int64_t begin, int64_t end, int64_t step,
-                             Visit&& visit) {
-  const int lane = threadIdx.x % 32;
-  for (int64_t item = begin; item < end; item += step) {
-    const int32_t row = view.per_row.divide(static_cast<int32_t>(item));
-    const int64_t piece = item - static_cast<int64_t>(row) * view.pieces;
-    const int64_t first = K == 1 ? piece * 32 + lane : piece * kPiece;
-    visit(row, first, first < view.row_size);
+// Rows `row`, `row + step`, ... below `end`: reads a few, then what else they need, then takes them one by
+// one.
+template <typename Source, int N, typename Read, typename Prepare, typename Take>
+__device__ void in_flight(int64_t row, int64_t end, int64_t step, Read&& read, Prepare&& prepare,
+                          Take&& take) {
+#pragma unroll 1
+  for (; row < end; row += N * step) {
+    Source pieces[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (row + i * step < end) read(row + i * step, pieces[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (row + i * step < end) prepare(row + i * step, pieces[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (row + i * step < end) take(row + i * step, pieces[i]);
+    }
   }
 }
-
-template <typename T>
-__device__ int32_t channel_of(const BatchNormView<T>& view, int32_t plane) {
-  return take_remainder(plane, view.per_image);
+template <typename Source, int N, typename Read, typename Take>
+__device__ void in_flight(int64_t row, int64_t end, int64_t step, Read&& read, Take&& take) {
+  in_flight<Source, N>(row, end, step, read, [](int64_t, Source&) {}, take);
 }
 
-template <int K>
-__device__ int64_t first_plane_item() {
-  return K == 1 ? static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32
-                : static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+// What a thread takes of a plane: all lanes of a warp turn equally often.
+struct PlanePiece {
+  int32_t plane;
+  int64_t first;
+  bool inside;
+};
+template <int K, typename T>
+__device__ PlanePiece piece_of(const BatchNormView<T>& view, int64_t item) {
+  const int32_t plane = view.per_row.divide(static_cast<int32_t>(item));
+  const int64_t piece = item - static_cast<int64_t>(plane) * view.pieces;
+  const int64_t first = K == 1 ? piece * 32 + threadIdx.x % 32 : piece * K;
+  return {plane, first, K != 1 || first < view.row_size};
 }
-template <int K>
-__device__ int64_t plane_step() {
-  return static_cast<int64_t>(gridDim.x) * (K == 1 ? kWarps : kThreads);
+
+// The elementwise kernels over planes. A tensor of whole pieces is one row: only the channel takes a
+// division.
+template <bool kBackward, typename Piece, int N, int K, typename T, typename Take>
+__device__ void visit_planes(const BatchNormView<T>& view, Take&& take) {
+  struct Source {
+    Piece piece;
+    Channels<Compute<T>, 1> channel;
+  };
+  constexpr int kBlock = K == 1 ? kWarps : kThreads;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x / (kThreads / kBlock);
+  in_flight<Source, N>(
+      begin, view.rows * view.pieces, static_cast<int64_t>(gridDim.x) * kBlock,
+      [&](int64_t item, Source& source) {
+        if constexpr (K == 1) {
+          const PlanePiece at = piece_of<K>(view, item);
+          if (at.inside) source.piece.read(view, at.plane, at.first);
+        } else {
+          source.piece.read(view, 0, item * K);
+        }
+      },
+      [&](int64_t item, Source& source) {
+        int32_t plane = view.per_row.divide(static_cast<int32_t>(item));
+        source.channel = channels_of<kBackward, 1>(view, take_remainder(plane, view.per_image));
+      },
+      [&](int64_t item, const Source& source) {
+        if constexpr (K == 1) {
+          const PlanePiece at = piece_of<K>(view, item);
+          take(at.plane, at.first, at.inside, source.piece, source.channel);
+        } else {
+          take(0, item * K, true, source.piece, source.channel);
+        }
+      });
 }
 
 // In columns a thread keeps its channels and walks down the rows: blockDim.x pieces by blockDim.y rows.
@@ -46,37 +108,41 @@ template <int K>
 __device__ int64_t first_channel() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * K;
 }
+__device__ int64_t first_row() { return static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; }
+__device__ int64_t row_step() { return static_cast<int64_t>(gridDim.y) * blockDim.y; }
 
 template <typename T, int K>
-__global__ void __launch_bounds__(kThreads, 2) normalize_planes(const BatchNormView<T> view) {
-  const int64_t items = view.rows * view.pieces;
-  visit_planes<K>(view, first_plane_item<K>(), items, plane_step<K>(),
-                  [&](int32_t row, int64_t first, bool inside) {
-                    const auto c = channels_of<false, 1>(view, channel_of(view, row));
-                    normalize_piece<T, K>(view, row, first, inside, c);
-                  });
+__global__ void __launch_bounds__(kThreads, kNormalizedPlanes<T, K>.blocks)
+    normalize_planes(const BatchNormView<T> view) {
+  using Piece = ForwardPiece<T, K>;
+  visit_planes<false, Piece, kNormalizedPlanes<T, K>.pieces, K>(
+      view, [&](int64_t row, int64_t first, bool inside, const Piece& piece, const auto& c) {
+        normalize_piece<T, K>(view, row, first, inside, piece, c);
+      });
 }
 
 template <typename T, int K>
-__global__ void __launch_bounds__(kThreads, kMinColumnBlocks<T, K>)
+__global__ void __launch_bounds__(kThreads, kNormalizedColumns<T, K>.blocks)
     normalize_columns(const BatchNormView<T> view) {
+  using Source = ForwardPiece<T, K>;
   const int64_t channel = first_channel<K>();
   const bool inside = channel < view.row_size;
+  if (K != 1 && !inside) return;
   const auto c = channels_of<false, K>(view, inside ? channel : 0);
-  const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.y;
-  for (int64_t row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < view.rows;
-       row += step) {
-    if (K == 1 || inside) normalize_piece<T, K>(view, row, channel, inside, c);
-  }
+  in_flight<Source, kNormalizedColumns<T, K>.pieces>(
+      first_row(), view.rows, row_step(),
+      [&](int64_t row, Source& piece) {
+        if (inside) piece.read(view, row, channel);
+      },
+      [&](int64_t row, const Source& piece) { normalize_piece<T, K>(view, row, channel, inside, piece, c); });
 }
 
 template <typename T, int K, int N>
 __device__ void input_gradient(const BatchNormView<T>& view, int64_t row, int64_t first,
-                               const Channels<Compute<T>, N>& c) {
-  Compute<T> input[K], gradient[K];
+                               const BackwardPiece<T, K>& piece, const Channels<Compute<T>, N>& c) {
+  Compute<T> gradient[K];
   const int64_t at = row * view.row_size + first;
-  load_piece<T, K>(view.input + at, input);
-  gradient_piece<T, K>(view, row, first, c, input, gradient);
+  gradient_piece<T, K>(view, first, piece, c, gradient);
   if (view.grad_residual != nullptr) store_piece<T, K>(view.grad_residual + at, gradient);
   if (view.result == nullptr) return;
 #pragma unroll
@@ -84,33 +150,34 @@ __device__ void input_gradient(const BatchNormView<T>& view, int64_t row, int64_
     const int n = N == 1 ? 0 : k;
     // Without terms of the batch an infinite input must not turn zero into NaN. Scaled last: these terms are
     // often most of the gradient.
-    if (view.training) gradient[k] = fma(input[k] - c.mean[n], c.slope[n], gradient[k] + c.offset[n]);
+    if (view.training) {
+      gradient[k] = fma(piece.input[k] - c.mean[n], c.slope[n], gradient[k] + c.offset[n]);
+    }
     gradient[k] *= c.scale[n];
   }
   store_piece<T, K>(view.result + at, gradient);
 }
 
 template <typename T, int K>
-__global__ void __launch_bounds__(kThreads, 2) gradient_planes(const BatchNormView<T> view) {
-  visit_planes<K>(view, first_plane_item<K>(), view.rows * view.pieces, plane_step<K>(),
-                  [&](int32_t row, int64_t first, bool inside) {
-                    if (!inside) return;
-                    const auto c = channels_of<true, 1>(view, channel_of(view, row));
-                    input_gradient<T, K>(view, row, first, c);
-                  });
+__global__ void __launch_bounds__(kThreads, kGradientPlanes<T, K>.blocks)
+    gradient_planes(const BatchNormView<T> view) {
+  using Piece = BackwardPiece<T, K>;
+  visit_planes<true, Piece, kGradientPlanes<T, K>.pieces, K>(
+      view, [&](int64_t row, int64_t first, bool inside, const Piece& piece, const auto& c) {
+        if (inside) input_gradient<T, K>(view, row, first, piece, c);
+      });
 }
 
 template <typename T, int K>
-__global__ void __launch_bounds__(kThreads, kMinColumnBlocks<T, K>)
+__global__ void __launch_bounds__(kThreads, kGradientColumns<T, K>.blocks)
     gradient_columns(const BatchNormView<T> view) {
+  using Source = BackwardPiece<T, K>;
   const int64_t channel = first_channel<K>();
   if (channel >= view.row_size) return;
   const auto c = channels_of<true, K>(view, channel);
-  const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.y;
-  for (int64_t row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < view.rows;
-       row += step) {
-    input_gradient<T, K>(view, row, channel, c);
-  }
+  in_flight<Source, kGradientColumns<T, K>.pieces>(
+      first_row(), view.rows, row_step(), [&](int64_t row, Source& piece) { piece.read(view, row, channel); },
+      [&](int64_t row, const Source& piece) { input_gradient<T, K>(view, row, channel, piece, c); });
 }
 
 template <typename A>
@@ -118,17 +185,24 @@ __device__ A finite_or_zero(A value) {
   return isfinite(value) ? value : A(0);
 }
 
+// What a sum reads of a piece, and how many of them are under way.
+template <bool kBackward, typename T, int K>
+using SummedPiece = std::conditional_t<kBackward, BackwardPiece<T, K>, InputPiece<T, K>>;
+template <bool kBackward, typename T, int K>
+constexpr Flight kSummedPlanes = kBackward ? kGradientPlanes<T, K> : kMoments<T, K>;
+template <bool kBackward, typename T, int K>
+constexpr Flight kSummedColumns = kBackward ? kGradientColumns<T, K> : kMoments<T, K>;
+
 template <bool kBackward, typename T, int K, int N>
-__device__ void add_piece(const BatchNormView<T>& view, int64_t row, int64_t at,
+__device__ void add_piece(const BatchNormView<T>& view, int64_t at, const SummedPiece<kBackward, T, K>& piece,
                           const Channels<Compute<T>, N>& c, const Compute<T> (&center)[N],
                           Compute<T> (&first)[N], Compute<T> (&second)[N]) {
-  Compute<T> input[K], gradient[K];
-  load_piece<T, K>(view.input + row * view.row_size + at, input);
-  if constexpr (kBackward) gradient_piece<T, K>(view, row, at, c, input, gradient);
+  Compute<T> gradient[K];
+  if constexpr (kBackward) gradient_piece<T, K>(view, at, piece, c, gradient);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int n = N == 1 ? 0 : k;
-    const Compute<T> distance = input[k] - center[n];
+    const Compute<T> distance = piece.input[k] - center[n];
     const Compute<T> factor = kBackward ? gradient[k] : distance;
     first[n] += factor;
     second[n] = fma(factor, distance, second[n]);
@@ -165,7 +239,8 @@ __device__ Compute<T> center_of_plane(const BatchNormView<T>& view, int64_t chan
 
 // Block (c, s) reduces part s of the planes of channel c.
 template <bool kBackward, typename T, int K>
-__global__ void __launch_bounds__(kThreads, 2) reduce_planes(const BatchNormView<T> view) {
+__global__ void __launch_bounds__(kThreads, kSummedPlanes<kBackward, T, K>.blocks)
+    reduce_planes(const BatchNormView<T> view) {
   using A = Compute<T>;
   const int64_t channel = blockIdx.x;
   const int64_t images = view.rows / view.channels;
@@ -176,11 +251,18 @@ __global__ void __launch_bounds__(kThreads, 2) reduce_planes(const BatchNormView
   const int64_t begin = K == 1 ? static_cast<int64_t>(blockIdx.y) * kWarps + threadIdx.x / 32
                                : static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.y) * (K == 1 ? kWarps : kThreads);
-  visit_planes<K>(view, begin, images * view.pieces, step, [&](int32_t image, int64_t at, bool inside) {
-    if (!inside) return;
-    add_piece<kBackward, T, K, 1>(view, image * static_cast<int64_t>(view.channels) + channel, at, c, center,
-                                  first, second);
-  });
+  using Source = SummedPiece<kBackward, T, K>;
+  in_flight<Source, kSummedPlanes<kBackward, T, K>.pieces>(
+      begin, images * view.pieces, step,
+      [&](int64_t item, Source& piece) {
+        const PlanePiece at = piece_of<K>(view, item);
+        const int64_t plane = at.plane * static_cast<int64_t>(view.channels) + channel;
+        if (at.inside) piece.read(view, plane, at.first);
+      },
+      [&](int64_t item, const Source& piece) {
+        const PlanePiece at = piece_of<K>(view, item);
+        if (at.inside) add_piece<kBackward, T, K, 1>(view, at.first, piece, c, center, first, second);
+      });
   double sums[2] = {sum_over_lanes(first[0], 32), sum_over_lanes(second[0], 32)};
   D2LFAST_SHARED(double, warps, 2 * kWarps);
   const int warp = threadIdx.x / 32;
@@ -237,7 +319,7 @@ __device__ double sum_over_rows(const A (&values)[K], SharedPointer<A> parts, co
 
 // Block (x, s) reduces part s of the rows for blockDim.x pieces of channels.
 template <bool kBackward, typename T, int K>
-__global__ void __launch_bounds__(kThreads, kMinColumnBlocks<T, K>)
+__global__ void __launch_bounds__(kThreads, kSummedColumns<kBackward, T, K>.blocks)
     reduce_columns(const BatchNormView<T> view) {
   using A = Compute<T>;
   static_assert(K <= kWarps);
@@ -268,11 +350,13 @@ __global__ void __launch_bounds__(kThreads, kMinColumnBlocks<T, K>)
     for (int k = 0; k < K; ++k) center[k] = centers[k * 32 + threadIdx.x];
   }
   if (inside) {
-    const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.y;
-    for (int64_t row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < view.rows;
-         row += step) {
-      add_piece<kBackward, T, K, K>(view, row, channel, c, center, first, second);
-    }
+    using Source = SummedPiece<kBackward, T, K>;
+    in_flight<Source, kSummedColumns<kBackward, T, K>.pieces>(
+        first_row(), view.rows, row_step(),
+        [&](int64_t row, Source& piece) { piece.read(view, row, channel); },
+        [&](int64_t, const Source& piece) {
+          add_piece<kBackward, T, K, K>(view, channel, piece, c, center, first, second);
+        });
   }
   const double sums[2] = {sum_over_rows<K>(first, parts, at), sum_over_rows<K>(second, parts, at)};
   if (writes) write_partial(view, summed, sums[0], sums[1]);
@@ -445,7 +529,7 @@ bool countable(const BatchNormParams& p) {
 }
 
 // Enough to fill any GPU of today; more only shorten each thread's walk over the channels that it has loaded.
-constexpr int64_t kReducingBlocks = 1024, kReducingColumnBlocks = 512, kWalkingBlocks = 2048;
+constexpr int64_t kReducingBlocks = 1024, kReducingColumnBlocks = 512, kWalkingBlocks = 1584;
 
 // Blocks and their shape for columns: channels across, rows down, of which a thread takes `rows` or more.
 LaunchShape column_shape(const BatchNormParams& p, int piece, int64_t blocks, int64_t rows) {
@@ -484,10 +568,12 @@ cudaError_t reduce_any(const BatchNormParams& p, cudaStream_t stream, int& parts
 }
 
 template <typename T, int K>
-LaunchShape elementwise_shape(const BatchNormParams& p, const BatchNormView<T>& view) {
+LaunchShape elementwise_shape(const BatchNormParams& p, const BatchNormView<T>& view, int pieces) {
   if (p.columns) return column_shape(p, K, kWalkingBlocks, 1);
+  // Several pieces a thread where that leaves enough blocks.
   const int64_t threads = view.rows * view.pieces * (K == 1 ? 32 : 1);
-  return {blocks_for(threads), kThreads};
+  const int64_t few = std::min<int64_t>(threads, kWalkingBlocks * kThreads);
+  return {blocks_for(std::max((threads + pieces - 1) / pieces, few)), kThreads};
 }
 
 // Blocks of a thread, or of a warp, for each channel.
@@ -540,7 +626,7 @@ cudaError_t launch_batch_norm_normalize(const BatchNormParams& params, DType dty
       constexpr int K = decltype(piece)::value;
       const auto view = view_of<T>(params, K);
       return launch(params.columns ? normalize_columns<T, K> : normalize_planes<T, K>,
-                    elementwise_shape<T, K>(params, view), stream, view);
+                    elementwise_shape<T, K>(params, view, kNormalizedPlanes<T, K>.pieces), stream, view);
     };
     return wide_rows(params) ? run(std::integral_constant<int, kPiece>{})
                              : run(std::integral_constant<int, 1>{});
@@ -571,7 +657,7 @@ cudaError_t launch_batch_norm_gradient(const BatchNormParams& params, DType dtyp
       constexpr int K = decltype(piece)::value;
       const auto view = view_of<T>(params, K);
       return launch(params.columns ? gradient_columns<T, K> : gradient_planes<T, K>,
-                    elementwise_shape<T, K>(params, view), stream, view);
+                    elementwise_shape<T, K>(params, view, kGradientPlanes<T, K>.pieces), stream, view);
     };
     return wide_rows(params) ? run(std::integral_constant<int, kPiece>{})
                              : run(std::integral_constant<int, 1>{});

@@ -124,55 +124,110 @@ __device__ void store_bits(uint8_t* row, int64_t first, const bool (&keep)[K], b
   }
 }
 
+// A piece as it lies in memory, so that several are under way in few registers: converted where it is used.
+template <typename T, int K>
+struct Piece {
+  static constexpr int V = K == 1 ? 1 : kVectorWidth<T>;
+  Lanes<T, V> part[K / V];
+
+  __device__ void read(const T* from) {
+#pragma unroll
+    for (int i = 0; i < K / V; ++i) part[i] = Lanes<T, V>::read(from + i * V);
+  }
+  __device__ Compute<T> operator[](int k) const { return to_compute(part[k / V].lane(k % V)); }
+};
+
+// What the moments read of a piece, forward and backward.
+template <typename T, int K>
+struct InputPiece {
+  Piece<T, K> input;
+
+  __device__ void read(const BatchNormView<T>& view, int64_t row, int64_t first) {
+    input.read(view.input + (row * view.row_size + first));
+  }
+};
+
+template <typename T, int K>
+struct ForwardPiece {
+  Piece<T, K> input, residual;
+
+  __device__ void read(const BatchNormView<T>& view, int64_t row, int64_t first) {
+    const int64_t at = row * view.row_size + first;
+    input.read(view.input + at);
+    residual = {};
+    if (view.residual != nullptr) residual.read(view.residual + at);
+  }
+};
+
+template <typename T, int K>
+struct BackwardPiece {
+  Piece<T, K> input, gradient, activated;
+  unsigned bits;
+
+  __device__ void read(const BatchNormView<T>& view, int64_t row, int64_t first) {
+    const int64_t at = row * view.row_size + first;
+    input.read(view.input + at);
+    gradient.read(view.gradient + at);
+    if (view.activation == Activation::kReLU) {
+      if (view.mask != nullptr) bits = view.mask[row * view.mask_pitch + first / 8];
+    } else if (view.activation != Activation::kNone) {
+      activated.read(view.activated + at);
+    }
+  }
+};
+
 template <typename T, int K, int N>
 __device__ void normalize_piece(const BatchNormView<T>& view, int64_t row, int64_t first, bool inside,
-                                const Channels<Compute<T>, N>& c) {
+                                const ForwardPiece<T, K>& piece, const Channels<Compute<T>, N>& c) {
   using A = Compute<T>;
-  A value[K], other[K] = {};
+  A value[K];
   bool keep[K] = {};
-  const int64_t at = row * view.row_size + first;
   if (inside) {
-    load_piece<T, K>(view.input + at, value);
-    if (view.residual != nullptr) load_piece<T, K>(view.residual + at, other);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       const int n = N == 1 ? 0 : k;
-      const A sum = normalized(value[k], c.mean[n], c.scale[n], c.shift[n]) + other[k];
-      keep[k] = !(sum <= 0);
-      value[k] = activate(sum, view.activation);
+      value[k] = normalized(piece.input[k], c.mean[n], c.scale[n], c.shift[n]) + piece.residual[k];
     }
-    store_piece<T, K>(view.result + at, value);
+    if (view.activation == Activation::kReLU) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        keep[k] = !(value[k] <= 0);
+        value[k] = activate(value[k], Activation::kReLU);
+      }
+    } else if (view.activation != Activation::kNone) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) value[k] = activate(value[k], view.activation);
+    }
+    store_piece<T, K>(view.result + (row * view.row_size + first), value);
   }
   if (view.mask != nullptr) store_bits<K>(view.mask + row * view.mask_pitch, first, keep, inside);
 }
 
 // The gradient before the activation.
 template <typename T, int K, int N>
-__device__ void gradient_piece(const BatchNormView<T>& view, int64_t row, int64_t first,
-                               const Channels<Compute<T>, N>& c, const Compute<T> (&input)[K],
-                               Compute<T> (&gradient)[K]) {
+__device__ void gradient_piece(const BatchNormView<T>& view, int64_t first, const BackwardPiece<T, K>& piece,
+                               const Channels<Compute<T>, N>& c, Compute<T> (&gradient)[K]) {
   using A = Compute<T>;
-  const int64_t at = row * view.row_size + first;
-  load_piece<T, K>(view.gradient + at, gradient);
+#pragma unroll
+  for (int k = 0; k < K; ++k) gradient[k] = piece.gradient[k];
   if (view.activation == Activation::kNone) return;
   if (view.activation == Activation::kReLU) {
-    unsigned bits = 0;
-    if (view.mask != nullptr) bits = view.mask[row * view.mask_pitch + first / 8] >> (first % 8);
+    // A piece of 8 begins at a byte.
+    const unsigned bits = view.mask == nullptr ? 0 : K == kPiece ? piece.bits : piece.bits >> (first % 8);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       const int n = N == 1 ? 0 : k;
-      const A output = view.from_output ? input[k] : normalized(input[k], c.mean[n], c.scale[n], c.shift[n]);
+      const A input = piece.input[k];
+      const A output = view.from_output ? input : normalized(input, c.mean[n], c.scale[n], c.shift[n]);
       const bool keep = view.mask != nullptr ? (bits >> k & 1u) != 0 : !(output <= 0);
       if (!keep) gradient[k] = 0;
     }
     return;
   }
-  A output[K];
-  load_piece<T, K>(view.activated + at, output);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    gradient[k] *=
-        view.activation == Activation::kTanh ? 1 - output[k] * output[k] : output[k] * (1 - output[k]);
+    const A output = piece.activated[k];
+    gradient[k] *= view.activation == Activation::kTanh ? 1 - output * output : output * (1 - output);
   }
 }
 

@@ -231,6 +231,7 @@ class TestLSTMLayer(LayerTester):
     cases = (
         *sizes(named),
         named("projected", 3, 20, 9, 20, projection=7),
+        named("empty_batch_projected", 3, 0, 9, 20, projection=7),
         named("large_projected", 3, 20, 100, 150, projection=70),
         named("large_batch_projected", 2, 131, 100, 150, projection=70),
     )

@@ -270,12 +270,21 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
   const DeviceGuard guard(hx.device());
   const Call call(input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse);
   const RecurrentLayer& l = call.layer;
-  if (!call.fits() && l.rows > 0) {
+  const bool lstm = l.mode == RecurrentMode::kLSTM, gru = l.mode == RecurrentMode::kGRU;
+  const auto options = hx.options();
+  const bool wants_input = mask[0] && !l.tokens;
+  std::vector<Tensor> grads;
+  if (l.rows == 0) {
+    for (const Tensor& weight : weights) {
+      if (mask[3]) grads.push_back(at::zeros_like(weight));
+    }
+    return {at::empty(wants_input ? input.sizes() : at::IntArrayRef{0}, options), at::zeros_like(hx),
+            lstm ? at::zeros_like(*cx) : at::empty({0}, options), grads};
+  }
+  if (!call.fits()) {
     return reference_gradients({grad_output, grad_h, grad_c}, input, batch_sizes, hx, cx, weights, mode, bias,
                                projected, reverse, mask);
   }
-  const bool lstm = l.mode == RecurrentMode::kLSTM, gru = l.mode == RecurrentMode::kGRU;
-  const auto options = hx.options();
   const Tensor states = output.contiguous();
   const auto contiguous = [](const Optional& t) {
     return t.has_value() && t->defined() ? t->contiguous() : Tensor();
@@ -284,30 +293,26 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
                grad_cell = contiguous(grad_c);
   const Tensor grad_hx = at::empty(hx.sizes(), options);
   const Tensor grad_cx = lstm ? at::empty(cx->sizes(), options) : at::empty({0}, options);
-  const bool wants_input = mask[0] && !l.tokens;
   Tensor grad_input = wants_input ? Tensor() : at::empty({0}, options);
-  std::vector<Tensor> grads;
   for (int64_t d = 0; d < l.directions; ++d) {
     const Tensor recurrent = call.weight(d, 1).contiguous();
     const Tensor gates = at::empty({l.rows, l.gates()}, options.dtype(l.compute));
     const Tensor hidden_gates = gru ? at::empty_like(gates) : gates;
-    if (l.rows > 0) {
-      cuda::RecurrentLayerParams p = call.params(d, recurrent);
-      p.output = call.part(states, d).mutable_data_ptr();
-      p.saved = direction_data(saved, d);
-      p.cells = direction_data(cells, d);
-      if (grad_y.defined()) {
-        p.grad_output = call.part(grad_y, d).const_data_ptr();
-        p.grad_output_row = p.output_row;
-      }
-      if (grad_last.defined()) p.grad_h = grad_last.select(0, d).const_data_ptr();
-      if (grad_cell.defined() && lstm) p.grad_c = grad_cell.select(0, d).const_data_ptr();
-      p.grad_gates = data(gates);
-      p.grad_hidden_gates = data(hidden_gates);
-      p.grad_h_0 = direction_data(grad_hx, d);
-      p.grad_c_0 = direction_data(grad_cx, d);
-      call.launch(p, true);
+    cuda::RecurrentLayerParams p = call.params(d, recurrent);
+    p.output = call.part(states, d).mutable_data_ptr();
+    p.saved = direction_data(saved, d);
+    p.cells = direction_data(cells, d);
+    if (grad_y.defined()) {
+      p.grad_output = call.part(grad_y, d).const_data_ptr();
+      p.grad_output_row = p.output_row;
     }
+    if (grad_last.defined()) p.grad_h = grad_last.select(0, d).const_data_ptr();
+    if (grad_cell.defined() && lstm) p.grad_c = grad_cell.select(0, d).const_data_ptr();
+    p.grad_gates = data(gates);
+    p.grad_hidden_gates = data(hidden_gates);
+    p.grad_h_0 = direction_data(grad_hx, d);
+    p.grad_c_0 = direction_data(grad_cx, d);
+    call.launch(p, true);
     if (wants_input) {
       const Tensor part = at::mm(gates, call.wide(call.weight(d, 0)));
       grad_input = grad_input.defined() ? grad_input + part : part;

@@ -22,8 +22,14 @@ inline bool cuda_direct_computes(const Conv2dShape& s) {
 
 inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {
   const int64_t channels = s.channels / s.groups, results = s.result_channels / s.groups;
-  if (s.groups > 1) return channels <= 8 && results <= 8;
-  return pass == Conv2dPass::kGradWeight ? channels * results <= 128 : channels <= 8 && results <= 64;
+  const bool halves = s.dtype == DType::kBFloat16 || s.dtype == DType::kFloat16;
+  if (pass == Conv2dPass::kGradWeight) {
+    return s.groups > 1 ? channels <= 8 && results <= 8 : channels * results <= 128;
+  }
+  // On tensor cores, as long as a group's weights fit into shared memory.
+  const bool products = halves && channels * results * s.kernel_h * s.kernel_w <= int64_t{1} << 15;
+  if (s.groups > 1) return std::max(channels, results) <= (products ? 32 : 8);
+  return channels <= 8 && results <= (products ? 128 : 64);
 }
 
 // F(4x4, 3x3) in float32. An image's tiles are numbered in 32 bits.

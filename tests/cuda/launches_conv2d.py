@@ -362,7 +362,8 @@ def test_direct_convolution(name, dtype):
         with Launches() as made:
             output = ops.conv2d(*leaves, *pairs, groups, "relu", "direct")
         assert ["Strip" in launched for *_, launched in made] == [name.startswith("strips")]
-        assert ["Tiles" in launched for *_, launched in made] == [name.startswith("tiles")]
+        tiles = "ProductTiles" if dtype == HALF else "::Tiles"
+        assert [tiles in launched for *_, launched in made] == [name.startswith("tiles")]
         wanted = torch.nn.functional.conv2d(*exact, *pairs, groups).relu()
         torch.testing.assert_close(output, wanted.to(dtype), rtol=0, atol=0)
         grad = torch.randint(-1, 2, output.shape).to(dtype).to(memory_format=layout)
@@ -397,3 +398,79 @@ def test_direct_convolution_of_misaligned_tensors(groups, dtype, shift):
         theirs = torch.autograd.grad(wanted, exact, grad.double())
         for mine, reference in zip(ours, theirs, strict=True):
             torch.testing.assert_close(mine.double(), reference, rtol=0, atol=0)
+
+
+# input, result channels, kernel, groups, stride, padding, dilation
+PRODUCTS = {
+    "groups of 1 channel": ((1, 6, 7, 9), 12, (3, 3), 6, 1, 1, 1),
+    "groups of 2": ((1, 18, 8, 7), 18, (3, 3), 9, 1, 1, 1),
+    "groups of 3": ((2, 9, 7, 6), 9, (3, 3), 3, 1, 1, 1),
+    "groups of 4": ((1, 24, 9, 11), 24, (3, 3), 6, 1, 1, 1),
+    "groups of 5 to 7": ((1, 10, 9, 9), 14, (3, 2), 2, (2, 3), (2, 1), (1, 2)),
+    "groups of 8, stride 2": ((1, 24, 9, 10), 24, (3, 3), 3, 2, 1, 1),
+    "groups of 16": ((1, 32, 7, 8), 32, (3, 3), 2, 1, 1, 1),
+    "groups of 32, dilated": ((1, 64, 6, 8), 64, (3, 3), 2, 1, 2, 2),
+    "groups of 24 to 5": ((1, 48, 8, 8), 10, (1, 3), 2, 3, 1, 1),
+    "7x7 of 3 channels": ((1, 3, 19, 18), 64, (7, 7), 1, 2, 3, 1),
+    "11x11 of 3 channels": ((1, 3, 27, 30), 40, (11, 11), 1, 4, 2, 1),
+    "3x3 of 1 channel": ((2, 1, 14, 13), 64, (3, 3), 1, 1, 1, 1),
+    "5x5 of 1 channel": ((3, 1, 12, 12), 6, (5, 5), 1, 1, 2, 1),
+    "2 channels, dilated": ((1, 2, 11, 10), 20, (5, 5), 1, 1, 2, (1, 2)),
+    "12 channels": ((1, 12, 8, 8), 24, (3, 3), 1, 1, 1, 1),
+    "many images": ((20, 4, 5, 5), 8, (3, 3), 2, 1, 1, 1),
+    "stride beyond the kernel": ((1, 3, 8, 9), 4, (2, 1), 1, 3, 0, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_direct_convolution_on_tensor_cores(name, dtype):
+    """Integers, whose sums are exact and rounded once; with a residual, and the data gradient."""
+    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    pairs = [[option] * 2 if isinstance(option, int) else list(option) for option in options]
+    weight = torch.randint(-1, 2, (outputs, shape[1] // groups, *kernel)).to(dtype)
+    bias = torch.randint(-3, 4, (outputs,)).to(dtype)
+    for layout in LAYOUTS:
+        input = torch.randint(-2, 3, shape).to(dtype).to(memory_format=layout).requires_grad_()
+        exact = input.detach().double().requires_grad_()
+        wanted = torch.nn.functional.conv2d(exact, weight.double(), bias.double(), *pairs, groups)
+        residual = torch.randint(-4, 5, wanted.shape).to(dtype).to(memory_format=layout)
+        grad = torch.randint(-1, 2, wanted.shape).to(dtype).to(memory_format=layout)
+        with Launches() as made:
+            output = ops.conv2d(input, weight, bias, *pairs, groups, "relu", "direct", residual)
+            ours = torch.autograd.grad(output, input, grad)[0]
+        convolutions = [kernel for *_, kernel in made if "Conv2dDirectParams" in kernel]
+        assert ["ProductTiles" in kernel for kernel in convolutions] == [True, True]
+        wanted = (wanted + residual.double()).relu()
+        torch.testing.assert_close(output, wanted.to(dtype), rtol=0, atol=0)
+        theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
+        torch.testing.assert_close(ours, theirs.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["groups of 2", "groups of 3", "3x3 of 1 channel", "5x5 of 1 channel"])
+def test_direct_convolution_of_one_value(name, value):
+    """It stays with its group and its windows: nothing is multiplied by the zeros that fill fragments."""
+    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    weight = torch.randint(1, 3, (outputs, shape[1] // groups, *kernel)).to(HALF)
+    for layout in LAYOUTS:
+        input = torch.randint(-2, 3, shape).to(HALF).to(memory_format=layout)
+        input[0, -1, 3, 4] = value
+        pairs = [[option] * 2 for option in options]
+        output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
+        wanted = torch.nn.functional.conv2d(input.double(), weight.double(), None, *pairs, groups)
+        torch.testing.assert_close(output.double(), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+@pytest.mark.parametrize("name", ["groups of 4", "groups of 16", "7x7 of 3 channels"])
+def test_direct_convolution_on_tensor_cores_with_activation(name, activation):
+    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    input = torch.randn(shape).to(HALF)
+    weight = (torch.randn(outputs, shape[1] // groups, *kernel) / 8).to(HALF)
+    pairs = [[option] * 2 for option in options]
+    wanted = torch.nn.functional.conv2d(input.double(), weight.double(), None, *pairs, groups)
+    for layout in LAYOUTS:
+        moved = input.to(memory_format=layout)
+        output = ops.conv2d(moved, weight, None, *pairs, groups, activation, "direct")
+        torch.testing.assert_close(output.double(), getattr(wanted, activation)(), rtol=1e-3, atol=1e-3)

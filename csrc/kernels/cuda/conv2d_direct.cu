@@ -3,6 +3,7 @@
 #include "conv2d.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_element.cuh"
+#include "conv2d_tile_products.h"
 #include "conv2d_tiles.h"
 #include "device.cuh"
 
@@ -261,6 +262,7 @@ cudaError_t launch_conv2d_direct(const Conv2dDirectParams& params, DType dtype, 
   cudaError_t error = cudaSuccess;
   if (launch_conv2d_depthwise(params, dtype, stream, error)) return error;
   const bool depthwise = params.source_channels == 1 && params.result_channels == 1;
+  if (!depthwise && launch_conv2d_tile_products(params, dtype, stream, error)) return error;
   if (!(depthwise && params.channels_last) && launch_conv2d_tiles(params, dtype, stream, error)) return error;
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -37,6 +37,11 @@ __device__ __forceinline__ Vector<T, V> load_shared(const T* address) {
   return load<V>(address);
 }
 
+template <int V, typename T>
+__device__ __forceinline__ void store_shared(T* address, const Vector<T, V>& value) {
+  store(address, value);
+}
+
 constexpr unsigned kFullWarp = 0xffffffffu;
 
 template <typename T>
@@ -50,7 +55,14 @@ __device__ __forceinline__ unsigned ballot(bool predicate) { return __ballot_syn
 // All threads of a cooperative launch.
 __device__ __forceinline__ void sync_grid() { cooperative_groups::this_grid().sync(); }
 
-// 16 bytes from global to shared memory without a register; `valid` false writes zeros and reads nothing.
+// 8 or 16 bytes from global to shared memory without a register; `valid` false writes zeros and reads
+// nothing.
+template <typename T>
+__device__ __forceinline__ void copy_async_8(T* to, const T* from, bool valid) {
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  const int bytes = valid ? 8 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(target), "l"(from), "r"(bytes));
+}
 template <typename T>
 __device__ __forceinline__ void copy_async_16(T* to, const T* from, bool valid) {
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));

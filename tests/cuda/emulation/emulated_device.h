@@ -117,6 +117,12 @@ Vector<T, V> load_shared(SharedPointer<T> address) {
   return value;
 }
 
+template <int V, typename T>
+void store_shared(SharedPointer<T> address, const Vector<T, V>& value) {
+  if (address.offset() % V != 0) Grid::get().fail("a misaligned access to shared memory");
+  for (int i = 0; i < V; ++i) address[i] = value.lane[i];
+}
+
 template <typename T>
 T shuffle_xor(T value, int mask) {
   const int lane = Grid::get().current->linear % emulation::kWarp;
@@ -137,15 +143,23 @@ inline void prefetch(const void*) {}
 inline void sync_grid() { Grid::get().sync_grid(); }
 
 // The copy is made when the thread waits for it, and not before.
-template <typename T>
-void copy_async_16(SharedPointer<T> to, const T* from, bool valid) {
-  constexpr int kCount = 16 / sizeof(T);
+template <int kBytes, typename T>
+void copy_async(SharedPointer<T> to, const T* from, bool valid) {
+  constexpr int kCount = kBytes / sizeof(T);
   if (to.offset() % kCount != 0) Grid::get().fail("a misaligned copy to shared memory");
-  if (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0) Grid::get().fail("a misaligned copy");
+  if (valid && reinterpret_cast<uintptr_t>(from) % kBytes != 0) Grid::get().fail("a misaligned copy");
   for (int i = 0; i < kCount; ++i) to[i].begin_copy();
   Grid::get().current->copies.back().push_back([=] {
     for (int i = 0; i < kCount; ++i) to[i].end_copy(valid ? from[i] : T{});
   });
+}
+template <typename T>
+void copy_async_8(SharedPointer<T> to, const T* from, bool valid) {
+  copy_async<8>(to, from, valid);
+}
+template <typename T>
+void copy_async_16(SharedPointer<T> to, const T* from, bool valid) {
+  copy_async<16>(to, from, valid);
 }
 inline void commit_async() { Grid::get().current->copies.emplace_back(); }
 template <int kPending>

@@ -17,9 +17,9 @@ SHAPE = (2**14, 64, 64, 64)  # 2^32 elements
 BLOCK = 256
 
 
-def ended(shape, layout, images=1):
+def ended(shape, layout, images=1, dtype=HALF):
     """A tensor of zeros, and normal numbers in the last images."""
-    tensor = torch.empty(shape, dtype=HALF, memory_format=layout)
+    tensor = torch.empty(shape, dtype=dtype, memory_format=layout)
     tensor[-images:] = torch.randn(images, *shape[1:])
     return tensor
 
@@ -185,26 +185,29 @@ CLOSE = {"atol": 2e-2, "rtol": 2e-3}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("groups", [64, 32])
-def test_direct_convolution(groups, layout):
-    """Depthwise strips, and tiles; of channels_last, a block's tile has 8 groups of 2 channels."""
-    by_groups = groups == 32 and layout is torch.channels_last
+@pytest.mark.parametrize(("groups", "dtype"), [(64, HALF), (32, HALF), (32, torch.float32)])
+def test_direct_convolution(groups, dtype, layout, monkeypatch):
+    """Depthwise strips, products on tensor cores, and tiles. A block of the products, or of channels_last,
+    has some columns of 8 channels; there are so many multiprocessors that none has two tiles."""
+    by_groups = groups == 32 and (dtype == HALF or layout is torch.channels_last)
+    monkeypatch.setenv("D2LFAST_EMULATED_PROCESSORS", str(2**20))
 
     def check(*tensors):
         if by_groups:
-            tensors = (tensor[-1:, -16:, -1:, -16:].contiguous(memory_format=layout) for tensor in tensors)
+            tensors = (tensor[-1:, -8:, -1:, -8:].contiguous(memory_format=layout) for tensor in tensors)
         compare(*tensors, layout, **CLOSE)
 
-    input = ended(SHAPE, layout).requires_grad_()
-    weight = torch.randn(64, 64 // groups, 3, 3).half().to(memory_format=layout)
+    input = ended(SHAPE, layout, dtype=dtype).requires_grad_()
+    weight = torch.randn(64, 64 // groups, 3, 3).to(dtype).to(memory_format=layout)
     arguments = (None, [1, 1], [1, 1], [1, 1])
     with Launches("far") as made:
         output = ops.conv2d(input, weight, *arguments, groups, "none", "direct")
     assert ["Conv2dDirectParams" in kernel for *_, kernel in made] == [True]
+    assert ("ProductTiles" in made[0][3]) == (groups == 32 and dtype == HALF)
     leaf = input.detach()[-1:].float().requires_grad_()
     wanted = torch.nn.functional.conv2d(leaf, weight.float(), *arguments, groups)
     check(output, wanted)
-    grad = ended(output.shape, layout)
+    grad = ended(output.shape, layout, dtype=dtype)
     theirs = torch.autograd.grad(wanted, leaf, grad[-1:].float())[0]
     check(gradient(output, input, grad)[0], theirs)
 

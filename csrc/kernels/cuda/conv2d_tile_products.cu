@@ -10,24 +10,23 @@
 #include "device_limits.h"
 #include "tensor_core.cuh"
 
-// Few channels per group in 16 bits: products of pixels by result channels on tensor cores. A block keeps the
+// Few channels per group in 16 bits: products of result channels by pixels on tensor cores. A block keeps the
 // weights of some units of result channels in shared memory, in the order of fragments, and goes through
 // tiles of source pixels. The products sum over quads, four values that lie side by side in shared memory:
 // four channels at a tap, or, of one or two channels, neighbouring taps of a row, staged once for each. A
-// lane of a fragment takes a quad by one access. No value meets the zero weight of another group or of a tap
-// that does not exist, which would make NaN of an infinity.
+// lane of a fragment takes a quad by one access. Groups of few channels share a fragment, with zero weights
+// for the channels of the others: what is not finite there is computed anew, group by group.
 //
 // A transposed convolution of stride s is s convolutions of stride 1 for each axis, one for the positions of
 // each remainder (its phase).
 namespace d2lfast::cuda {
 namespace {
 
-constexpr int kBlockPixels = 16, kPixelBlocks = 4, kWarpPixels = kPixelBlocks * kBlockPixels;
+constexpr int kPixelBlocks = 8, kWarpPixels = kPixelBlocks * 8;
 constexpr int kMaxWarps = kThreads / 32;
-constexpr int kEntry = 4;      // words of a quad: place, values, first tap, first channel
-constexpr int kFragment = 64;  // words of a fragment of weights
-
-constexpr int kResident = 2;  // blocks of 256 threads that registers allow
+constexpr int kResident = 2;    // blocks of 256 threads that registers allow
+constexpr int kEntry = 4;       // words of a quad: place in bytes, values, first tap, first channel
+constexpr int kFragment = 128;  // words of a fragment of weights
 
 struct TileAxis {
   int32_t phases, results;  // results: of a phase
@@ -43,12 +42,14 @@ struct ProductTiles {
   int32_t span, quads;                    // taps of a quad, quads of a tap
   int32_t position, pitch, plane, group;  // words: of a source position, row, plane of positions, group
   int32_t weights, source;                // where they begin, in words
+  int32_t second;                         // words from the first quad of a pair to the second
+  int32_t neighbours;                     // pixels of a row of results that a lane has: 4, 2 or 1
   Divider<int32_t> unit_tiles, tiles_of_group, row_tiles, column_tiles, result_rows, result_columns;
-  Divider<int32_t> source_rows, source_columns, staged,
-      quads_of_group;  // staged: quads of a position, or pairs
-  bool by_groups;      // each unit is of groups of its own
-  bool by_pairs;       // 16 bytes of neighbouring channels are two quads
-  bool whole;          // stores: neighbouring channels (channels_last), two pixels of a row (NCHW)
+  Divider<int32_t> source_rows, source_columns, quads_of_group;
+  Divider<int32_t> staged;  // quads of a position, or pairs of them
+  bool by_groups;           // each unit is of groups of its own
+  bool by_pairs;            // 16 bytes of neighbouring channels are two quads
+  bool whole;               // a lane stores its channels at once (channels_last), or its neighbours (NCHW)
 };
 
 // The taps that a phase meets, by source position.
@@ -66,21 +67,11 @@ struct PhaseTaps {
   }
 };
 
-struct TilePixel {
-  int32_t image, row, column;
-
-  __device__ TilePixel(const ProductTiles& tiles, int32_t pixel) {
-    column = take_remainder(pixel, tiles.result_columns);
-    row = take_remainder(pixel, tiles.result_rows);
-    image = pixel;
-  }
-};
-
-// Of row g + 8 half of a fragment: two rows of a lane are neighbours in a plane, or rows of neighbouring
-// lanes in channels_last.
-template <bool kLast>
-__device__ int32_t pixel_of(int32_t first, int block, int g, int half) {
-  return first + block * kBlockPixels + (kLast ? half * 8 + g : 2 * g + half);
+// Of a column of a warp's block of pixels. A lane's two columns of each block are neighbours; where pixels in
+// fours are, so are those of two blocks.
+__device__ inline int32_t pixel_of(const ProductTiles& tiles, int block, int column) {
+  return tiles.neighbours == 4 ? block / 2 * 16 + column / 2 * 4 + block % 2 * 2 + column % 2
+                               : block * 8 + column;
 }
 
 __device__ inline uint32_t low_bits(int32_t values) {  // of two 16-bit values
@@ -92,8 +83,9 @@ __device__ uint32_t pair_of(T low, T high) {
   return static_cast<uint32_t>(low.bits) | static_cast<uint32_t>(high.bits) << 16;
 }
 
+// Element [f][j][2 half + e] is the lane's channel 2 f + half, column 2 t + e of block j.
 template <int N>
-using Sums = float[kPixelBlocks][N][4];
+using Sums = float[N][kPixelBlocks][4];
 
 // Those beyond ReLU by a loop through which the sums pass, since each copy of their code is long.
 template <int N>
@@ -118,37 +110,80 @@ __device__ void activate_sums(Sums<N>& sum, Activation activation) {
   }
 }
 
-// Calls with a place in the result and the lane's sums from there on, which are neighbours.
-template <int N, bool kLast, typename Body>
-__device__ __forceinline__ void each_run(const ProductTiles& tiles, const int32_t (&to)[kPixelBlocks][2],
-                                         int32_t own, int32_t result_pixels, Sums<N>& sum, Body&& body) {
+// A lane's part of a tile of results.
+struct OwnResults {
+  int32_t warp_pixel, t, row0, column0, row_phase, column_phase, images;
+  int32_t channel, count;  // of channels
+
+  // Of the first channel, in the result of these images; -1 outside.
+  template <bool kLast>
+  __device__ int32_t place(const Conv2dDirectParams& p, const ProductTiles& tiles, int block, int e) const {
+    int32_t image = warp_pixel + pixel_of(tiles, block, 2 * t + e);
+    const int32_t column = take_remainder(image, tiles.result_columns);
+    const int32_t row = take_remainder(image, tiles.result_rows);
+    const int32_t h = (row0 + row) * tiles.h.phases + row_phase;
+    const int32_t w = (column0 + column) * tiles.w.phases + column_phase;
+    // Beyond the tile's pixels are images beyond its own.
+    if (image >= images || h >= p.h.result || w >= p.w.result || count <= 0) return -1;
+    const int32_t width = p.groups * p.result_channels, at = h * p.w.result + w;
+    const int32_t plane = p.h.result * p.w.result;
+    return kLast ? (image * plane + at) * width + channel : (image * width + channel) * plane + at;
+  }
+
+  // Calls with a place in the result and the lane's sums from there on, which are neighbours.
+  template <int N, bool kLast, typename Body>
+  __device__ __forceinline__ void each_run(const Conv2dDirectParams& p, const ProductTiles& tiles,
+                                           Sums<N>& sum, Body&& body) const {
+    const int32_t next = kLast ? p.groups * p.result_channels : 1, plane = p.h.result * p.w.result;
 #pragma unroll
-  for (int i = 0; i < kPixelBlocks; ++i) {
-    if (kLast && tiles.whole) {
+    for (int j = 0; j < kPixelBlocks; j += 2) {
+      int32_t to[4];
+      to[0] = place<kLast>(p, tiles, j, 0);
+      if (tiles.neighbours == 4) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (to[i][half] < 0) continue;
-        [&]<size_t... v>(std::index_sequence<v...>) {
-          body(to[i][half], sum[i][v / 2][half * 2 + v % 2]...);
-        }(std::make_index_sequence<2 * N>{});
+        for (int r = 1; r < 4; ++r) to[r] = to[0] < 0 ? -1 : to[0] + r * next;
+      } else {
+        to[2] = place<kLast>(p, tiles, j + 1, 0);
+#pragma unroll
+        for (int r = 0; r < 4; r += 2) {
+          to[r + 1] = tiles.neighbours == 1 ? place<kLast>(p, tiles, j + r / 2, 1)
+                      : to[r] < 0           ? -1
+                                            : to[r] + next;
+        }
       }
-      continue;
-    }
+      if (kLast && tiles.whole) {
 #pragma unroll
-    for (int v = 0; v < 2 * N; ++v) {
-      if (v >= own) break;
-      float &first = sum[i][v / 2][v % 2], &second = sum[i][v / 2][2 + v % 2];
-      const int32_t shift = kLast ? v : v * result_pixels;
-      if (!kLast && tiles.whole) {
-        if (to[i][0] >= 0) body(to[i][0] + shift, first, second);
+        for (int r = 0; r < 4; ++r) {
+          if (to[r] < 0) continue;
+          [&]<size_t... v>(std::index_sequence<v...>) {
+            body(to[r], sum[v / 2][j + r / 2][v % 2 * 2 + r % 2]...);
+          }(std::make_index_sequence<2 * N>{});
+        }
         continue;
       }
-      if (to[i][0] >= 0) body(to[i][0] + shift, first);
-      if (to[i][1] >= 0) body(to[i][1] + shift, second);
+#pragma unroll
+      for (int v = 0; v < 2 * N; ++v) {
+        if (v >= count) break;
+        float (&first)[4] = sum[v / 2][j], (&second)[4] = sum[v / 2][j + 1];
+        const int e = v % 2 * 2;
+        const int32_t shift = kLast ? v : v * plane;
+        if (!kLast && tiles.whole && tiles.neighbours == 4) {
+          if (to[0] >= 0) body(to[0] + shift, first[e], first[e + 1], second[e], second[e + 1]);
+        } else if (!kLast && tiles.whole) {
+          if (to[0] >= 0) body(to[0] + shift, first[e], first[e + 1]);
+          if (to[2] >= 0) body(to[2] + shift, second[e], second[e + 1]);
+        } else {
+          if (to[0] >= 0) body(to[0] + shift, first[e]);
+          if (to[1] >= 0) body(to[1] + shift, first[e + 1]);
+          if (to[2] >= 0) body(to[2] + shift, second[e]);
+          if (to[3] >= 0) body(to[3] + shift, second[e + 1]);
+        }
+      }
     }
   }
-}
+};
 
+// A warp has 16 N result channels of 64 pixels.
 template <typename T, int N, bool kLast>
 __global__ void __launch_bounds__(kThreads, kResident)
     tile_products(const Conv2dDirectParams p, const ProductTiles tiles) {
@@ -170,6 +205,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
   slice /= tiles.h.phases;
   const PhaseTaps down(p.h, tiles.h, p.transposed, row_phase);
   const PhaseTaps right(p.w, tiles.w, p.transposed, column_phase);
+  // Of quads of neighbouring taps, 4 / span channels at each.
+  const int32_t shift = tiles.span == 1 ? 2 : p.source_channels - 1, low = (1 << shift) - 1;
 
   const int32_t spans = (right.count + tiles.span - 1) / tiles.span;
   const int32_t quads = down.count * spans * tiles.quads, steps = (quads + 3) / 4;
@@ -191,7 +228,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const bool there = i < quads;
     const int32_t place = (y * tiles.h.distance * tiles.pitch + x * tiles.w.distance) * tiles.position +
                           quad / 4 * tiles.plane + quad % 4 * 2;
-    words[i * kEntry] = there ? place : 0;
+    words[i * kEntry] = there ? 4 * place : 0;
     words[i * kEntry + 1] = there ? values : 0;
     words[i * kEntry + 2] = (down.first + y * down.step) * p.w.kernel + right.first + x * right.step;
     words[i * kEntry + 3] = quad * 4;
@@ -200,54 +237,58 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
   const int32_t taps = p.h.kernel * p.w.kernel, result_width = p.groups * p.result_channels;
   for (int32_t i = warp; i < tiles.units * tiles.groups_of_unit * steps * N; i += warps) {
-    const int32_t j = i % N, rest = i / N, which = rest / steps, step = rest - which * steps;
+    const int32_t f = i % N, rest = i / N, which = rest / steps, step = rest - which * steps;
     const int32_t u = which / tiles.groups_of_unit, b = which - u * tiles.groups_of_unit;
     const int32_t group = tiles.by_groups ? group0 + which : group0;
-    // Column g of the fragment.
-    const int32_t within = g / 2 * kOwn + 2 * j + g % 2;
-    const int32_t m = tiles.by_groups ? within - b * p.result_channels : (unit0 + u) * 8 * N + within;
     const auto entry = load_shared<kEntry>(words + (4 * step + t) * kEntry);
-    T value[4];
+    const int32_t values = static_cast<int32_t>(entry.lane[1]), c0 = static_cast<int32_t>(entry.lane[3]);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int32_t s = tiles.span == 1 ? 0 : e / p.source_channels;
-      const int32_t c = tiles.span == 1 ? static_cast<int32_t>(entry.lane[3]) + e : e % p.source_channels;
-      value[e] = T{};
-      if (e >= static_cast<int32_t>(entry.lane[1]) || c >= p.source_channels || m < 0 ||
-          m >= p.result_channels || group >= p.groups) {
-        continue;
-      }
-      const int32_t tap = static_cast<int32_t>(entry.lane[2]) + s * right.step;
+    for (int half = 0; half < 2; ++half) {
+      // Row g + 8 half of the fragment.
+      const int32_t within = g * kOwn + 2 * f + half;
+      const int32_t m = tiles.by_groups ? within - b * p.result_channels : (unit0 + u) * 16 * N + within;
       const int32_t row = group * p.result_channels + m;
-      const int32_t at = kLast ? (tap * p.source_channels + c) * result_width + row
-                               : (row * p.source_channels + c) * taps + tap;
-      value[e] = static_cast<const T*>(p.weight)[at];
+      const bool there = m >= 0 && m < p.result_channels && group < p.groups;
+      T value[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int32_t c = c0 + (e & low);
+        value[e] = T{};
+        if (!there || e >= values || c >= p.source_channels) continue;
+        const int32_t tap = static_cast<int32_t>(entry.lane[2]) + (e >> shift) * right.step;
+        const int32_t at = kLast ? (tap * p.source_channels + c) * result_width + row
+                                 : (row * p.source_channels + c) * taps + tap;
+        value[e] = static_cast<const T*>(p.weight)[at];
+      }
+      weights[i * kFragment + lane * 4 + half] = pair_of(value[0], value[1]);
+      weights[i * kFragment + lane * 4 + half + 2] = pair_of(value[2], value[3]);
     }
-    weights[i * kFragment + lane * 2] = pair_of(value[0], value[1]);
-    weights[i * kFragment + lane * 2 + 1] = pair_of(value[2], value[3]);
   }
 
   const int32_t tile_pixels = tiles.images * tiles.rows * tiles.columns;
   const int32_t own_group = tiles.by_groups ? unit * tiles.groups_of_unit : 0;  // of the block
-  SharedPointer<uint32_t> mine[kPixelBlocks][2];
+  SharedPointer<uint32_t> mine[kPixelBlocks];
 #pragma unroll
-  for (int i = 0; i < 2 * kPixelBlocks; ++i) {
-    const int32_t pixel = pixel_of<kLast>(warp_pixel, i / 2, g, i % 2);
+  for (int j = 0; j < kPixelBlocks; ++j) {
+    const int32_t pixel = warp_pixel + pixel_of(tiles, j, g);
     // Beyond the tile: a pixel that is there, whose result is thrown away.
-    const TilePixel at(tiles, pixel < tile_pixels ? pixel : 0);
-    const int32_t row = at.image * tiles.source_rows.divisor + at.row * tiles.h.scale;
-    mine[i / 2][i % 2] =
-        source + own_group * tiles.group + (row * tiles.pitch + at.column * tiles.w.scale) * tiles.position;
+    int32_t line = pixel < tile_pixels ? pixel : 0;
+    const int32_t column = take_remainder(line, tiles.result_columns);
+    const int32_t row = take_remainder(line, tiles.result_rows);
+    line = line * tiles.source_rows.divisor + row * tiles.h.scale;
+    mine[j] =
+        source + (own_group * tiles.group + (line * tiles.pitch + column * tiles.w.scale) * tiles.position);
   }
   // The unit's first result channel of all, and where its groups end.
   const int32_t first = tiles.by_groups ? (group0 + own_group) * p.result_channels
-                                        : group0 * p.result_channels + (unit0 + unit) * 8 * N;
+                                        : group0 * p.result_channels + (unit0 + unit) * 16 * N;
   const int32_t last = tiles.by_groups ? least(result_width, first + tiles.groups_of_unit * p.result_channels)
-                                       : least((group0 + 1) * p.result_channels, first + 8 * N);
-  const int32_t channel = first + t * kOwn, own = least(kOwn, last - channel);
+                                       : least((group0 + 1) * p.result_channels, first + 16 * N);
+  const int32_t channel = first + g * kOwn;
 
   const int32_t source_width = p.groups * p.source_channels, source_pixels = p.h.source * p.w.source;
-  const int32_t result_pixels = p.h.result * p.w.result;
+  const int32_t next_tap = tiles.w.distance * (kLast ? source_width : 1);
+  const int32_t next_channel = kLast ? 1 : source_pixels;
   for (int32_t tile = slice; tile < tiles.count; tile += tiles.slices) {
     int32_t rest = tile;
     const int32_t column0 = take_remainder(rest, tiles.column_tiles) * tiles.columns;
@@ -259,130 +300,118 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const T* images = static_cast<const T*>(p.source) + image0 * source_width * source_pixels;
     const int32_t staged =
         tiles.images * tiles.source_rows.divisor * tiles.source_columns.divisor * tiles.staged.divisor;
-    const auto place_of = [&](int32_t quad, int32_t position) {  // of the block
-      const int32_t of_group = take_remainder(quad, tiles.quads_of_group);
-      return quad * tiles.group + of_group / 4 * tiles.plane + position * tiles.position + of_group % 4 * 2;
-    };
     __syncthreads();
     for (int32_t i = thread; i < staged; i += threads) {
-      int32_t of = i, quad;
-      if constexpr (kLast) quad = take_remainder(of, tiles.staged);
-      int32_t x = take_remainder(of, tiles.source_columns);
-      int32_t line = of, y = take_remainder(of, tiles.source_rows);
-      if constexpr (!kLast) {
-        line = of;
-        quad = take_remainder(line, tiles.staged);
-        of = line;
-        line = of * tiles.source_rows.divisor + y;
-      }
-      const int32_t position = line * tiles.pitch + x;
-      const int32_t h = top + y, w = left + x;
-      const bool row_inside = h >= 0 && h < p.h.source && of < images_left;
-      const int64_t image = static_cast<int64_t>(of) * source_width * source_pixels;
-      if (kLast && tiles.by_pairs) {
-        const int32_t c = group0 * p.source_channels + quad * 8;
-        const bool inside = row_inside && w >= 0 && w < p.w.source && c < source_width;
-        const T* from = inside ? images + image + static_cast<int64_t>(h * p.w.source + w) * source_width + c
-                               : static_cast<const T*>(p.source);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          copy_async_8(source + place_of(2 * quad + half, position),
-                       reinterpret_cast<const uint32_t*>(from + 4 * half), inside);
+      int32_t image = i, quad = 0;
+      if constexpr (kLast) quad = take_remainder(image, tiles.staged);
+      const int32_t x = take_remainder(image, tiles.source_columns);
+      const int32_t y = take_remainder(image, tiles.source_rows);
+      if constexpr (!kLast) quad = take_remainder(image, tiles.staged);
+      const bool by_pairs = kLast && tiles.by_pairs;
+      int32_t group = by_pairs ? 2 * quad : quad;
+      const int32_t q = take_remainder(group, tiles.quads_of_group);
+      const auto to = source + (group * tiles.group + q / 4 * tiles.plane + q % 4 * 2 +
+                                ((image * tiles.source_rows.divisor + y) * tiles.pitch + x) * tiles.position);
+      const int32_t h = top + y, w = left + x, c = (group0 + group) * p.source_channels + 4 * q;
+      const bool row_inside = h >= 0 && h < p.h.source && image < images_left && group0 + group < p.groups;
+      const int32_t at = h * p.w.source + w;
+      const int32_t from = kLast ? (image * source_pixels + at) * source_width + c
+                                 : (image * source_width + c) * source_pixels + at;
+      if (by_pairs) {
+        const bool inside = row_inside && w >= 0 && w < p.w.source;
+        const auto pair = reinterpret_cast<const uint32_t*>(inside ? images + from : images);
+        if (tiles.second == 2) {
+          copy_async_16(to, pair, inside);
+        } else {
+          copy_async_8(to, pair, inside);
+          copy_async_8(to + tiles.second, pair + 2, inside);
         }
         continue;
       }
-      int32_t group = quad;
-      const int32_t c0 = take_remainder(group, tiles.quads_of_group) * 4;
-      const int32_t of_source = (group0 + group) * p.source_channels;
       T value[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int32_t s = tiles.span == 1 ? 0 : e / p.source_channels;
-        const int32_t c = tiles.span == 1 ? c0 + e : e % p.source_channels;
-        const int32_t column = w + s * tiles.w.distance;
+        const int32_t column = w + (e >> shift) * tiles.w.distance;
         value[e] = T{};
-        if (row_inside && column >= 0 && column < p.w.source && c < p.source_channels &&
-            group0 + group < p.groups) {
-          const int32_t at = h * p.w.source + column;
-          value[e] = images[image + (kLast ? at * source_width + of_source + c
-                                           : (of_source + c) * source_pixels + at)];
+        if (row_inside && column >= 0 && column < p.w.source && 4 * q + (e & low) < p.source_channels) {
+          value[e] = images[from + (e >> shift) * next_tap + (e & low) * next_channel];
         }
       }
-      store_shared<2>(source + place_of(quad, position),
-                      Vector<uint32_t, 2>{pair_of(value[0], value[1]), pair_of(value[2], value[3])});
+      store_shared<2>(to, Vector<uint32_t, 2>{pair_of(value[0], value[1]), pair_of(value[2], value[3])});
     }
     commit_async();
     wait_async<0>();
     __syncthreads();
     if (warp_pixel >= tile_pixels || first >= last) continue;
 
-    float sum[kPixelBlocks][N][4] = {};
-    for (int32_t b = 0; b < (N == 1 ? tiles.groups_of_unit : 1); ++b) {
-      float part[kPixelBlocks][N][4] = {};
-      const auto fragments = weights + (unit * tiles.groups_of_unit + b) * steps * N * kFragment + lane * 2;
+    Sums<N> sum = {};
+    const auto add_group = [&](int32_t b, int32_t trusted, Sums<N>& part) {
+      const auto fragments = weights + ((unit * tiles.groups_of_unit + b) * steps * N * kFragment + lane * 4);
       const auto multiply = [&](int32_t step, bool all) {
         const auto entry = load_shared<2>(words + (4 * step + t) * kEntry);
-        const int32_t place = static_cast<int32_t>(entry.lane[0]) + b * tiles.group;
-        uint32_t factor[N][2];
+        const int32_t bytes = static_cast<int32_t>(entry.lane[0]) + b * tiles.group * 4;
+        uint32_t factor[N][4];
 #pragma unroll
-        for (int j = 0; j < N; ++j) {
-          const auto pair = load_shared<2>(fragments + (step * N + j) * kFragment);
-          factor[j][0] = pair.lane[0];
-          factor[j][1] = pair.lane[1];
+        for (int f = 0; f < N; ++f) {
+          const auto row = load_shared<4>(fragments + (step * N + f) * kFragment);
+#pragma unroll
+          for (int n = 0; n < 4; ++n) factor[f][n] = row.lane[n];
         }
 #pragma unroll
-        for (int i = 0; i < kPixelBlocks; ++i) {
-          uint32_t value[4];
+        for (int j = 0; j < kPixelBlocks; ++j) {
+          const auto quad = load_shared_at<2>(mine[j], bytes);
+          const int32_t values = static_cast<int32_t>(entry.lane[1]);
+          const uint32_t value[2] = {all ? quad.lane[0] : quad.lane[0] & low_bits(values),
+                                     all ? quad.lane[1] : quad.lane[1] & low_bits(values - 2)};
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const auto quad = load_shared<2>(mine[i][half] + place);
-            const int32_t values = static_cast<int32_t>(entry.lane[1]);
-            value[half] = all ? quad.lane[0] : quad.lane[0] & low_bits(values);
-            value[half + 2] = all ? quad.lane[1] : quad.lane[1] & low_bits(values - 2);
-          }
-#pragma unroll
-          for (int j = 0; j < N; ++j) multiply_fragments<T>(part[i][j], value, factor[j]);
+          for (int f = 0; f < N; ++f) multiply_fragments<T>(part[f][j], factor[f], value);
         }
       };
 #pragma unroll 1
-      for (int32_t step = 0; step < full; ++step) multiply(step, true);
+      for (int32_t step = 0; step < trusted; ++step) multiply(step, true);
 #pragma unroll 1
-      for (int32_t step = full; step < steps; ++step) multiply(step, false);
+      for (int32_t step = trusted; step < steps; ++step) multiply(step, false);
+    };
+    if constexpr (N > 1) {
+      add_group(0, full, sum);
+    } else {
+#pragma unroll 1
+      for (int32_t b = 0; b < tiles.groups_of_unit; ++b) {
+        add_group(b, tiles.groups_of_unit > 1 ? steps : full, sum);
+      }
+      float probe = 0;
 #pragma unroll
-      for (int n = 0; n < kPixelBlocks * N * 4; ++n) {
-        const int32_t column = N == 1 ? 2 * t + n % 2 - b * p.result_channels : 0;
-        const bool of_group = N > 1 || (column >= 0 && column < p.result_channels);
-        float& to = sum[n / (4 * N)][n / 4 % N][n % 4];
-        to = of_group ? part[n / (4 * N)][n / 4 % N][n % 4] : to;
+      for (int n = 0; n < 32; ++n) probe = fma(sum[0][n / 4][n % 4], 0.0f, probe);
+      // What is not finite may come from zero weights.
+      if (tiles.groups_of_unit > 1 && ballot(!(probe == 0)) != 0) {
+#pragma unroll 1
+        for (int32_t b = 0; b < tiles.groups_of_unit; ++b) {
+          Sums<N> part = {};
+          add_group(b, full, part);
+#pragma unroll
+          for (int n = 0; n < 32; ++n) {
+            const int32_t m = g * kOwn + n % 4 / 2 - b * p.result_channels;
+            float& to = sum[0][n / 4][n % 4];
+            to = m >= 0 && m < p.result_channels ? part[0][n / 4][n % 4] : to;
+          }
+        }
       }
     }
 
-    int32_t to[kPixelBlocks][2];  // of the lane's first channel in the result of these images, -1 outside
-#pragma unroll
-    for (int i = 0; i < 2 * kPixelBlocks; ++i) {
-      const int32_t pixel = pixel_of<kLast>(warp_pixel, i / 2, g, i % 2);
-      const TilePixel at(tiles, pixel);
-      const int32_t h = (row0 + at.row) * tiles.h.phases + row_phase;
-      const int32_t w = (column0 + at.column) * tiles.w.phases + column_phase;
-      const bool inside =
-          pixel < tile_pixels && at.image < images_left && h < p.h.result && w < p.w.result && own > 0;
-      const int32_t place = h * p.w.result + w;
-      to[i / 2][i % 2] = !inside ? -1
-                         : kLast ? (at.image * result_pixels + place) * result_width + channel
-                                 : (at.image * result_width + channel) * result_pixels + place;
-    }
-    const int64_t image_start = image0 * result_width * result_pixels;
+    const OwnResults own{warp_pixel,   t,           row0,    column0,       row_phase,
+                         column_phase, images_left, channel, last - channel};
+    const int64_t image_start = image0 * result_width * p.h.result * p.w.result;
     if (p.bias != nullptr) {
 #pragma unroll
       for (int v = 0; v < kOwn; ++v) {
-        const float bias = v < own ? bias_of<T>(p.bias, channel + v) : 0.0f;
+        const float bias = v < own.count ? bias_of<T>(p.bias, channel + v) : 0.0f;
 #pragma unroll
-        for (int i = 0; i < 2 * kPixelBlocks; ++i) sum[i / 2][v / 2][i % 2 * 2 + v % 2] += bias;
+        for (int n = 0; n < 2 * kPixelBlocks; ++n) sum[v / 2][n / 2][v % 2 * 2 + n % 2] += bias;
       }
     }
     if (p.residual != nullptr) {
       const T* residual = static_cast<const T*>(p.residual) + image_start;
-      each_run<N, kLast>(tiles, to, own, result_pixels, sum, [&](int32_t at, auto&... values) {
+      own.template each_run<N, kLast>(p, tiles, sum, [&](int32_t at, auto&... values) {
         const auto added = load<sizeof...(values)>(residual + at);
         int v = 0;
         ((values += to_compute(added.lane[v++])), ...);
@@ -390,7 +419,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     }
     activate_sums(sum, p.activation);
     T* result = static_cast<T*>(p.result) + image_start;
-    each_run<N, kLast>(tiles, to, own, result_pixels, sum, [&](int32_t at, auto&... values) {
+    own.template each_run<N, kLast>(p, tiles, sum, [&](int32_t at, auto&... values) {
       store(result + at, Vector<T, sizeof...(values)>{from_compute<T>(values)...});
     });
   }
@@ -427,16 +456,18 @@ Plan plan_of(const Conv2dDirectParams& p) {
   t.span = p.source_channels == 1 ? 4 : p.source_channels == 2 ? 2 : 1;
   t.quads = (p.source_channels + 3) / 4;
   t.position = 2 * std::min(t.quads, 4);
-  t.by_groups = p.result_channels <= 8 * N && p.groups > 1;
-  t.groups_of_unit = N == 1 && t.by_groups ? 8 / p.result_channels : 1;
-  const int32_t units_of_group = (p.result_channels + 8 * N - 1) / (8 * N);
+  t.by_groups = p.result_channels <= 16 * N && p.groups > 1;
+  t.groups_of_unit = N == 1 && t.by_groups ? 16 / p.result_channels : 1;
+  const int32_t units_of_group = (p.result_channels + 16 * N - 1) / (16 * N);
   const int32_t units_there = t.by_groups ? (p.groups - 1) / t.groups_of_unit + 1 : units_of_group;
   const int64_t spans = (t.w.taps + t.span - 1) / t.span;
   const int64_t steps = (t.h.taps * spans * t.quads + 3) / 4;
   const int64_t planes = (t.quads + 3) / 4;
-  const bool vectors = p.channels_last && p.source_channels % 4 == 0 && aligned(p.source, 8) &&
-                       int64_t{p.groups} * p.source_channels % 8 == 0;
-  const int64_t image = int64_t{p.groups} * p.result_channels * p.h.result * p.w.result;
+  // The two quads of a vector belong to a group, or to a group each.
+  const bool vectors = p.channels_last && p.source_channels % 4 == 0 && (t.quads % 2 == 0 || t.quads == 1) &&
+                       aligned(p.source, 16) && int64_t{p.groups} * p.source_channels % 8 == 0;
+  const int64_t image = p.groups * std::max(int64_t{p.source_channels} * p.h.source * p.w.source,
+                                            int64_t{p.result_channels} * p.h.result * p.w.result);
   Plan best;
   double least_cost = INFINITY;
   const auto consider = [&](int32_t warps, int64_t columns, int64_t rows) {
@@ -467,8 +498,8 @@ Plan plan_of(const Conv2dDirectParams& p) {
     const int64_t turns = (count + most_slices - 1) / most_slices, slices = (count + turns - 1) / turns;
     if (sharers > INT32_MAX / slices || count > INT32_MAX / 2) return;
     const bool by_pairs = vectors && groups * p.source_channels % 8 == 0;
-    const double step = std::max({8.0 * N, 2.0 * (8 + N) + 1, (5 * N + 16) / 2.8});
-    const double main = warps * (t.groups_of_unit * steps * step + 60 + 20 * N);
+    const double step = std::max({16.0 * N, 4.0 * (4 + N) + 1, (9 * N + 20) / 2.8});
+    const double main = warps * (t.groups_of_unit * steps * step + 60 + 40 * N);
     // Pieces of a pixel shorter than a sector of 32 bytes are read in vain.
     const int64_t piece = p.channels_last && p.groups > 1 ? groups * p.source_channels * 2 : 64;
     const double staging = double(images * source_rows * source_columns) * groups * t.quads *
@@ -477,7 +508,7 @@ Plan plan_of(const Conv2dDirectParams& p) {
                             : piece < 64 ? 1.3
                                          : 1.0) /
                            90;
-    const double weights = double(fragments) * 25 + 400;
+    const double weights = double(fragments) * 45 + 400;
     const double of_block = weights + turns * (main + staging + 300);
     const double blocks = double(sharers) * slices;
     const double cost = std::ceil(blocks / limits.processors) * of_block * (1 + 4.0 / (resident * warps));
@@ -508,10 +539,14 @@ Plan plan_of(const Conv2dDirectParams& p) {
     b.by_pairs = by_pairs;
     const int64_t size = int64_t{p.groups} * p.result_channels;
     const int64_t run = t.by_groups ? int64_t{t.groups_of_unit} * p.result_channels : p.result_channels;
-    b.whole = p.channels_last ? size % (2 * N) == 0 && run % (2 * N) == 0
-                              : columns % 2 == 0 && p.w.result % 2 == 0 && t.w.phases == 1;
-    const size_t boundary = p.channels_last ? 4 * N : 4;
-    b.whole = b.whole && aligned(p.result, boundary) && aligned(p.residual, boundary);
+    const int64_t common = t.w.phases > 1 ? 1 : std::gcd(columns, int64_t{p.w.result});
+    // Fours of pixels of more channels would meet in the same banks.
+    const bool fours = !p.channels_last || t.position <= 4;
+    b.neighbours = common % 4 == 0 && fours ? 4 : common % 2 == 0 ? 2 : 1;
+    b.second = t.quads == 1 ? b.group : 2;
+    const int32_t stored = p.channels_last ? 2 * N : b.neighbours;
+    b.whole = (p.channels_last ? size % stored == 0 && run % stored == 0 : stored > 1) &&
+              aligned(p.result, 2 * stored) && aligned(p.residual, 2 * stored);
     best.blocks = sharers * slices;
     best.bytes = bytes;
     best.threads = static_cast<unsigned>(32 * warps);
@@ -544,9 +579,8 @@ bool launch_units(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t&
 
 template <typename T>
 bool launch_products(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t& error) {
-  return p.result_channels <= 8    ? launch_units<T, 1>(p, stream, error)
-         : p.result_channels <= 16 ? launch_units<T, 2>(p, stream, error)
-                                   : launch_units<T, 4>(p, stream, error);
+  return p.result_channels <= 16 ? launch_units<T, 1>(p, stream, error)
+                                 : launch_units<T, 2>(p, stream, error);
 }
 
 }  // namespace

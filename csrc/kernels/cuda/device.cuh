@@ -37,6 +37,12 @@ __device__ __forceinline__ Vector<T, V> load_shared(const T* address) {
   return load<V>(address);
 }
 
+// From a distance in bytes, for which no index is multiplied.
+template <int V, typename T>
+__device__ __forceinline__ Vector<T, V> load_shared_at(const T* address, int32_t bytes) {
+  return load<V>(reinterpret_cast<const T*>(reinterpret_cast<const char*>(address) + bytes));
+}
+
 template <int V, typename T>
 __device__ __forceinline__ void store_shared(T* address, const Vector<T, V>& value) {
   store(address, value);

@@ -118,6 +118,12 @@ Vector<T, V> load_shared(SharedPointer<T> address) {
 }
 
 template <int V, typename T>
+Vector<T, V> load_shared_at(SharedPointer<T> address, int32_t bytes) {
+  if (bytes % sizeof(T) != 0) Grid::get().fail("a misaligned access to shared memory");
+  return load_shared<V>(address + bytes / static_cast<int32_t>(sizeof(T)));
+}
+
+template <int V, typename T>
 void store_shared(SharedPointer<T> address, const Vector<T, V>& value) {
   if (address.offset() % V != 0) Grid::get().fail("a misaligned access to shared memory");
   for (int i = 0; i < V; ++i) address[i] = value.lane[i];

@@ -201,7 +201,7 @@ def test_wide_accesses_need_aligned_tensors(shift, dtype):
 @pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_rows_of_planes_are_read_by_16_bytes(dtype, window, shift):
-    """Where they are aligned; with NaN, and an odd number of rows."""
+    """Where they are aligned, else of 16 bits by pairs; with NaN, and an odd number of rows."""
     kernel, stride, padding = window
     flat = torch.randint(-3, 4, (2 * 3 * 9 * 32 + shift,)).to(dtype)
     flat[::31] = float("nan")
@@ -213,7 +213,9 @@ def test_rows_of_planes_are_read_by_16_bytes(dtype, window, shift):
         output = ops.max_pool2d(input, *pairs, [1, 1], False)
     wanted = torch.nn.functional.max_pool2d(leaf, kernel, stride, padding)
     torch.testing.assert_close(output, wanted, equal_nan=True, rtol=0, atol=0)
-    assert made[0][0][0] == -(-output.numel() * stride // lanes // 256)
+    by_pairs = dtype.itemsize == 2 and shift == 4
+    items = output.numel() // 4 if by_pairs else output.numel() * stride // lanes
+    assert made[0][0][0] == -(-items // 256)
     gradient = torch.randint(-3, 4, output.shape).to(dtype)
     ours = torch.autograd.grad(output, input, gradient)
     torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient), rtol=0, atol=0)
@@ -228,6 +230,55 @@ def test_rows_of_planes_are_read_by_16_bytes(dtype, window, shift):
         ours = torch.autograd.grad(mean, input, gradient)[0]
         theirs = torch.autograd.grad(exact, leaf, gradient.double())[0]
         torch.testing.assert_close(ours, theirs.to(dtype))
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+@pytest.mark.parametrize("width", [13, 14, 24, 31])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 0), (3, 2, 1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_rows_of_planes_are_taken_in_groups(dtype, window, width, shift):
+    """Forward by pairs where rows are even, gradients by bands, of which the last may be less than whole."""
+    kernel, stride, padding = window
+    pairs = [[kernel] * 2, [stride] * 2, [padding] * 2]
+    flat = torch.randint(-3, 4, (8 * 8 * 9 * width + shift,)).to(dtype)
+    flat[::31] = float("nan")
+    input = flat[shift:].view(8, 8, 9, width).requires_grad_()
+    leaf = input.detach().clone().requires_grad_()
+    for ceil in (False, True):
+        with Launches() as made:
+            output = ops.max_pool2d(input, *pairs, [1, 1], ceil)
+        wanted = torch.nn.functional.max_pool2d(leaf, kernel, stride, padding, ceil_mode=ceil)
+        torch.testing.assert_close(output, wanted, equal_nan=True, rtol=0, atol=0)
+        rows = 64 * output.shape[2]
+        whole = width == stride * output.shape[3] and width * dtype.itemsize % 16 == 0
+        if shift == 0 and whole and (kernel, padding) != (3, 0):
+            items = rows * width * dtype.itemsize // 16
+        elif shift != 1 and width % 2 == 0 and dtype != torch.float64:
+            items = rows * -(-output.shape[3] // 4)
+        else:
+            items = output.numel()
+        assert made[0][0][0] == -(-items // 256)
+        flat_gradient = torch.randint(-3, 4, (output.numel() + shift,)).to(dtype)
+        gradient = flat_gradient[shift:].view(output.shape)
+        with Launches() as made:
+            ours = torch.autograd.grad(output, input, gradient)
+        bands = (9 + padding - 1) // stride + 1 - padding // stride
+        assert made[-1][0][0] == -(-64 * bands * -(-width // 8) // 256)
+        torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_misaligned_positions(dtype, shift):
+    window = [3, 3], [2, 2], [1, 1], [1, 1], False
+    input = torch.randn(2, 3, 8, 16).to(dtype)
+    output, position = ops._max_pool2d_with_position(input, *window)
+    moved = torch.empty(position.numel() + shift, dtype=position.dtype)[shift:].view_as(position)
+    moved.copy_(position)
+    ours, wanted = (
+        ops._max_pool2d_backward(output, taps, input.shape[2:], *window) for taps in (moved, position)
+    )
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("side", [7, 8])

@@ -181,22 +181,20 @@ void check(const Shape& s) {
          "written past the end");
 }
 
-// Rows by 16 bytes give what single elements give, which check() compares with the reference.
+// Groups of neighbours of a row give what single elements give, which check() compares with the reference.
 template <typename Rows, typename T>
-int check_rows() {
+int check_groups(int32_t width, bool ceil) {
   using Window = FixedWindow<Rows::kernel, Rows::stride>;
   constexpr int32_t kSide = Rows::kernel, kStride = Rows::stride, kPad = Rows::pad;
-  const int32_t height = static_cast<int32_t>(random_int(kSide, 9));
-  const int32_t width = static_cast<int32_t>(random_int(1, 4)) * kRowInputs<T> * (kStride == 1 ? 1 : 2);
-  const int32_t out_height = static_cast<int32_t>(output_size(height, kSide, kStride, kPad, 1, false));
-  const PoolGeometry g{1,    height, width, out_height, width / kStride, kSide, kSide, kStride, kStride,
-                       kPad, kPad,   1,     1};
-  if (output_size(width, kSide, kStride, kPad, 1, false) != g.out_width) return 0;
-  EXPECT((takes_rows<Rows, T>(g)), "width %d", width);
-  const int64_t images = 3, inputs = images * height * width, outputs = images * out_height * g.out_width;
-  Buffer<T> input(inputs), output[2]{Buffer<T>(outputs), Buffer<T>(outputs)}, grad_output(outputs),
-      grad_input[2]{Buffer<T>(inputs), Buffer<T>(inputs)};
-  Buffer<uint8_t> position[2]{Buffer<uint8_t>(outputs), Buffer<uint8_t>(outputs)};
+  const int32_t height = static_cast<int32_t>(random_int(1, 9));
+  const int32_t out_height = static_cast<int32_t>(output_size(height, kSide, kStride, kPad, 1, ceil));
+  const int32_t out_width = static_cast<int32_t>(output_size(width, kSide, kStride, kPad, 1, ceil));
+  if (out_height < 1 || out_width < 1) return 0;
+  const PoolGeometry g{1,       height,  width, out_height, out_width, kSide, kSide,
+                       kStride, kStride, kPad,  kPad,       1,         1};
+  const int64_t images = 3, inputs = images * height * width, outputs = images * out_height * out_width;
+  Buffer<T> input(inputs), output(outputs), grad_output(outputs), grad_input(inputs);
+  Buffer<uint8_t> position(outputs);
   for (int64_t i = 0; i < inputs; ++i) {
     const int64_t kind = random_int(0, 30);
     const float special = kind == 0 ? std::nanf("") : kind == 1 ? INFINITY : -INFINITY;
@@ -205,42 +203,89 @@ int check_rows() {
   for (int64_t i = 0; i < outputs; ++i) {
     grad_output[i] = from_compute<T>(static_cast<float>(random_int(-4, 4)));
   }
-  const auto single = PoolItems<int32_t>::of(images, 1, out_height, g.out_width, 1);
+  const auto single = PoolItems<int32_t>::of(images, 1, out_height, out_width, 1);
   const auto gathered = PoolItems<int32_t>::of(images, 1, gradient_blocks<Window>(height, kPad),
                                                gradient_blocks<Window>(width, kPad), 1);
-  const auto wide = PoolItems<int32_t>::of(images, 1, out_height, g.out_width / kRowOutputs<Rows, T>, 1);
-  const auto wide_gathered = PoolItems<int32_t>::of(images, 1, height, width / kRowInputs<T>, 1);
   for (int32_t i = 0; i < single.count; ++i)
-    pool_item<Window, 1, true>(i, input.data, output[0].data, position[0].data, g, single);
-  for (int32_t i = 0; i < wide.count; ++i)
-    pool_rows_item<Rows>(i, input.data, output[1].data, position[1].data, g, wide);
+    pool_item<Window, 1, true>(i, input.data, output.data, position.data, g, single);
   for (int32_t i = 0; i < gathered.count; ++i) {
-    pool_backward_item<Window, 1, true>(i, grad_output.data, position[0].data, grad_input[0].data, g,
-                                        gathered);
+    pool_backward_item<Window, 1, true>(i, grad_output.data, position.data, grad_input.data, g, gathered);
   }
-  for (int32_t i = 0; i < wide_gathered.count; ++i) {
-    pool_rows_backward_item<Rows>(i, grad_output.data, position[0].data, grad_input[1].data, g,
-                                  wide_gathered);
+
+  int checked = 0;
+  const auto expect_forward = [&](int64_t rows, int64_t groups, auto&& item) {
+    Buffer<T> values(outputs), plain(outputs);
+    Buffer<uint8_t> taps(outputs);
+    const auto items = PoolItems<int32_t>::of(images, 1, rows, groups, 1);
+    for (int32_t i = 0; i < items.count; ++i) {
+      item(i, values.data, taps.data, items);
+      item(i, plain.data, static_cast<NoPosition*>(nullptr), items);
+    }
+    for (int64_t i = 0; i < outputs; ++i) {
+      EXPECT(same(output[i], values[i]) && same(output[i], plain[i]), "output %ld", long(i));
+      EXPECT(position[i] == taps[i], "position %ld: %d, not %d", long(i), taps[i], position[i]);
+    }
+    EXPECT(values.tail_untouched() && plain.tail_untouched() && taps.tail_untouched(), "past the end");
+    ++checked;
+  };
+  const auto expect_gradient = [&](int64_t rows, int64_t groups, auto&& item) {
+    Buffer<T> values(inputs);
+    const auto items = PoolItems<int32_t>::of(images, 1, rows, groups, 1);
+    for (int32_t i = 0; i < items.count; ++i) item(i, values.data, items);
+    for (int64_t i = 0; i < inputs; ++i) EXPECT(same(grad_input[i], values[i]), "gradient %ld", long(i));
+    EXPECT(values.tail_untouched(), "past the end");
+    ++checked;
+  };
+
+  if constexpr (kStride == kSide || kPad > 0) {
+    if (takes_rows<Rows>(g, kRowInputs<T>)) {
+      expect_forward(out_height, out_width / kRowOutputs<Rows, T>,
+                     [&](int32_t i, T* to, auto* taps, const auto& items) {
+                       pool_rows_item<Rows>(i, input.data, to, taps, g, items);
+                     });
+      expect_gradient(height, width / kRowInputs<T>, [&](int32_t i, T* to, const auto& items) {
+        pool_rows_backward_item<Rows>(i, grad_output.data, position.data, to, g, items);
+      });
+    }
   }
-  for (int64_t i = 0; i < outputs; ++i) {
-    EXPECT(same(output[0][i], output[1][i]), "output %ld", long(i));
-    EXPECT(position[0][i] == position[1][i], "position %ld: %d, not %d", long(i), position[1][i],
-           position[0][i]);
+  for (const bool pairs : {false, true}) {
+    if (width % 2 == 0 && (!pairs || out_width % 2 == 0)) {
+      expect_forward(out_height, (out_width + kRunOutputs - 1) / kRunOutputs,
+                     [&](int32_t i, T* to, auto* taps, const auto& items) {
+                       pool_run_item<Rows>(i, input.data, to, taps, g, items, pairs);
+                     });
+    }
+    if constexpr (kStride == 2) {
+      const int64_t bands = gradient_blocks<Rows>(height, kPad);
+      if (!pairs || width % 2 == 0) {
+        expect_gradient(
+            bands, (width + kBandInputs - 1) / kBandInputs, [&](int32_t i, T* to, const auto& items) {
+              pool_band_item<Rows, false>(i, grad_output.data, position.data, to, g, items, pairs);
+            });
+      }
+      if (takes_rows<Rows>(g, kBandInputs)) {
+        expect_gradient(bands, width / kBandInputs, [&](int32_t i, T* to, const auto& items) {
+          pool_band_item<Rows, true>(i, grad_output.data, position.data, to, g, items, pairs);
+        });
+      }
+    }
   }
-  for (int64_t i = 0; i < inputs; ++i) {
-    EXPECT(same(grad_input[0][i], grad_input[1][i]), "gradient %ld", long(i));
-  }
-  EXPECT(output[1].tail_untouched() && position[1].tail_untouched() && grad_input[1].tail_untouched(),
-         "written past the end");
-  return 1;
+  return checked;
 }
 
 template <typename T>
-int check_all_rows(int rounds) {
+int check_all_groups(int rounds) {
   int checked = 0;
   for (int round = 0; round < rounds; ++round) {
-    checked += check_rows<RowWindow<2, 2, 0>, T>() + check_rows<RowWindow<3, 2, 1>, T>() +
-               check_rows<RowWindow<3, 1, 1>, T>();
+    for (const bool ceil : {false, true}) {
+      const int32_t any = static_cast<int32_t>(random_int(1, 30));
+      for (const int32_t width : {any, 8 * static_cast<int32_t>(random_int(1, 4))}) {
+        checked += check_groups<RowWindow<2, 2, 0>, T>(width, ceil) +
+                   check_groups<RowWindow<3, 2, 0>, T>(width, ceil) +
+                   check_groups<RowWindow<3, 2, 1>, T>(width, ceil) +
+                   check_groups<RowWindow<3, 1, 1>, T>(width, ceil);
+      }
+    }
   }
   return checked;
 }
@@ -309,8 +354,8 @@ int main() {
       check_layouts<double, uint8_t, int32_t>(150) + check_layouts<float, uint8_t, int32_t>(150) +
       check_layouts<BFloat16, uint8_t, int32_t>(150) + check_layouts<Float16, uint8_t, int32_t>(150) +
       check_layouts<float, int32_t, int64_t>(150);
-  const int rows = check_all_rows<double>(60) + check_all_rows<float>(60) + check_all_rows<BFloat16>(60) +
-                   check_all_rows<Float16>(60);
-  std::printf("%d cases, %d of rows\n", checked, rows);
-  return checked > 3000 && rows > 400 ? 0 : 1;
+  const int groups = check_all_groups<double>(40) + check_all_groups<float>(40) +
+                     check_all_groups<BFloat16>(40) + check_all_groups<Float16>(40);
+  std::printf("%d cases, %d of groups\n", checked, groups);
+  return checked > 3000 && groups > 6000 ? 0 : 1;
 }

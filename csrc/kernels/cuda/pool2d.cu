@@ -50,6 +50,25 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 }
 
+template <typename Window, typename T, typename P>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    max_pool2d_runs(const T* __restrict__ input, T* __restrict__ output, P* __restrict__ position,
+                    const PoolGeometry g, const PoolItems<int32_t> items, bool pairs) {
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    pool_run_item<Window>(item, input, output, position, g, items, pairs);
+  }
+}
+
+template <typename Window, bool kWide, typename T, typename P>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    max_pool2d_bands(const T* __restrict__ grad_output, const P* __restrict__ position,
+                     T* __restrict__ grad_input, const PoolGeometry g, const PoolItems<int32_t> items,
+                     bool pairs) {
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    pool_band_item<Window, kWide>(item, grad_output, position, grad_input, g, items, pairs);
+  }
+}
+
 template <typename P, typename Index>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     max_pool2d_position_to_index(const P* __restrict__ position, int64_t* __restrict__ index,
@@ -120,19 +139,20 @@ cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
   return body(AnyWindow{}, kPlanar, int32_t{});
 }
 
-// Calls body with the window whose rows are read by 16 bytes; returns whether there is one.
-template <typename T, typename P, typename Params, typename Body>
-bool with_rows(const Params& p, bool aligned, Body&& body) {
-  if (p.channels_last || !aligned || !coordinates_fit(p) || !offsets_fit(p)) {
-    return false;
-  }
-  const PoolGeometry g = geometry_of(p);
+// Calls body with the first of the windows for which `takes` holds; returns whether there is one.
+template <typename... Windows, typename Takes, typename Body>
+bool with_window(Takes&& takes, Body&& body) {
   const auto take = [&](auto window) {
-    if (!takes_rows<decltype(window), T>(g)) return false;
-    body(window, g);
+    if (!takes(window)) return false;
+    body(window);
     return true;
   };
-  return take(RowWindow<2, 2, 0>{}) || take(RowWindow<3, 2, 1>{}) || take(RowWindow<3, 1, 1>{});
+  return (take(Windows{}) || ...);
+}
+
+template <typename Params>
+bool narrow_planes(const Params& p) {
+  return !p.channels_last && coordinates_fit(p) && offsets_fit(p);
 }
 
 template <typename T, typename P>
@@ -143,14 +163,33 @@ cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
   const bool wide =
       aligned(input, 16) && aligned(output, 16) && aligned(position, sizeof(P) * kVectorWidth<T>);
   if constexpr (!std::is_same_v<P, int32_t>) {
-    cudaError_t error = cudaSuccess;
-    const bool taken = with_rows<T, P>(p, wide, [&](auto window, const PoolGeometry& g) {
-      constexpr int kOut = kRowOutputs<decltype(window), T>;
-      const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.oh, p.ow / kOut, 1);
-      error = launch(max_pool2d_rows<decltype(window), T, P>, {blocks_for(items.count), kThreads}, stream,
-                     input, output, position, g, items);
-    });
-    if (taken) return error;
+    if (narrow_planes(p)) {
+      cudaError_t error = cudaSuccess;
+      const PoolGeometry g = geometry_of(p);
+      const bool rows = with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 1>, RowWindow<3, 1, 1>>(
+          [&](auto window) { return wide && takes_rows<decltype(window)>(g, kRowInputs<T>); },
+          [&](auto window) {
+            constexpr int kOut = kRowOutputs<decltype(window), T>;
+            const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.oh, p.ow / kOut, 1);
+            error = launch(max_pool2d_rows<decltype(window), T, P>, {blocks_for(items.count), kThreads},
+                           stream, input, output, position, g, items);
+          });
+      if (rows) return error;
+      if constexpr (sizeof(T) < 8) {
+        const bool even = p.w % 2 == 0 && aligned(input, 2 * sizeof(T));
+        const bool pairs = p.ow % 2 == 0 && aligned(output, 2 * sizeof(T)) && aligned(position, 2);
+        const bool runs =
+            with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 0>, RowWindow<3, 2, 1>, RowWindow<3, 1, 1>>(
+                [&](auto window) { return even && is_window<decltype(window)>(g); },
+                [&](auto window) {
+                  const int64_t groups = (p.ow + kRunOutputs - 1) / kRunOutputs;
+                  const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.oh, groups, 1);
+                  error = launch(max_pool2d_runs<decltype(window), T, P>, {blocks_for(items.count), kThreads},
+                                 stream, input, output, position, g, items, pairs);
+                });
+        if (runs) return error;
+      }
+    }
   }
   return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
     constexpr int kLanes = decltype(access)::lanes;
@@ -166,16 +205,38 @@ cudaError_t launch_backward(const MaxPool2dBackwardParams& p, cudaStream_t strea
   const auto* grad_output = static_cast<const T*>(p.grad_output);
   const auto* position = static_cast<const P*>(p.position);
   auto* grad_input = static_cast<T*>(p.grad_input);
-  const bool wide =
-      aligned(grad_output, 16) && aligned(grad_input, 16) && aligned(position, sizeof(P) * kVectorWidth<T>);
+  const bool wide = aligned(grad_output, 16) && aligned(grad_input, 16) &&
+                    aligned(position, sizeof(P) * std::max(kVectorWidth<T>, kBandInputs / 2));
   if constexpr (!std::is_same_v<P, int32_t>) {
-    cudaError_t error = cudaSuccess;
-    const bool taken = with_rows<T, P>(p, wide, [&](auto window, const PoolGeometry& g) {
-      const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.h, p.w / kRowInputs<T>, 1);
-      error = launch(max_pool2d_rows_backward<decltype(window), T, P>, {blocks_for(items.count), kThreads},
-                     stream, grad_output, position, grad_input, g, items);
-    });
-    if (taken) return error;
+    if (narrow_planes(p)) {
+      cudaError_t error = cudaSuccess;
+      const PoolGeometry g = geometry_of(p);
+      const bool pairs = p.w % 2 == 0 && aligned(grad_input, 2 * sizeof(T));
+      const auto run_bands = [&](auto window, auto by_16_bytes) {
+        const int64_t groups = (p.w + kBandInputs - 1) / kBandInputs;
+        const auto items = PoolItems<int32_t>::of(
+            images_of(p), 1, gradient_blocks<decltype(window)>(g.height, g.pad_h), groups, 1);
+        error = launch(max_pool2d_bands<decltype(window), decltype(by_16_bytes)::value, T, P>,
+                       {blocks_for(items.count), kThreads}, stream, grad_output, position, grad_input, g,
+                       items, pairs);
+      };
+      const bool taken =
+          with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 1>>(
+              [&](auto window) { return wide && takes_rows<decltype(window)>(g, kBandInputs); },
+              [&](auto window) { run_bands(window, std::true_type{}); }) ||
+          with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 0>, RowWindow<3, 2, 1>>(
+              [&](auto window) { return is_window<decltype(window)>(g); },
+              [&](auto window) { run_bands(window, std::false_type{}); }) ||
+          with_window<RowWindow<3, 1, 1>>(
+              [&](auto window) { return wide && takes_rows<decltype(window)>(g, kRowInputs<T>); },
+              [&](auto window) {
+                const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.h, p.w / kRowInputs<T>, 1);
+                error = launch(max_pool2d_rows_backward<decltype(window), T, P>,
+                               {blocks_for(items.count), kThreads}, stream, grad_output, position, grad_input,
+                               g, items);
+              });
+      if (taken) return error;
+    }
   }
   return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
     constexpr int kLanes = decltype(access)::lanes;

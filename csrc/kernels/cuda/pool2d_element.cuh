@@ -108,6 +108,8 @@ struct RunningMax {
     }
   }
 
+  D2LFAST_HOST_DEVICE T lane(int v) const { return value.lane[v]; }
+  D2LFAST_HOST_DEVICE int32_t tap(int v) const { return position[v]; }
   D2LFAST_HOST_DEVICE void write(T* output) const { store(output, value); }
   D2LFAST_HOST_DEVICE void write_taps(P* output) const {
     Vector<P, V> result;
@@ -167,6 +169,8 @@ struct RunningMax<T, V, P> {
     }
   }
 
+  D2LFAST_HOST_DEVICE T lane(int v) const { return value.lane(v); }
+  D2LFAST_HOST_DEVICE int32_t tap(int v) const { return position[v / 2] >> 16 * (v % 2) & 0xffff; }
   D2LFAST_HOST_DEVICE void write(T* output) const { value.write(output); }
   D2LFAST_HOST_DEVICE void write_taps(P* output) const {
     Vector<P, V> result;

@@ -31,6 +31,8 @@ ARCHS = {"sm_80": (11, 0), "sm_90": (11, 8), "sm_90a": (12, 0), "sm_100": (12, 8
 # Regular expression over the shortened kernel name -> why it may spill.
 ALLOWED_SPILLS: dict[str, str] = {
     r"average_pool2d_backward<2, SlidingAxis, double, int>": "float64; 16 bytes, on sm_100 alone",
+    r"depthwise_pixels<float, 3, 1>": "one register, on sm_100 alone; a row less a tile costs 11 %",
+    r"depthwise_planes<Float16, 5, 1>": "one register, on sm_100 alone",
 }
 
 

@@ -157,6 +157,7 @@ TILES = "Conv2dWinogradParams, d2lfast::cuda"
 
 RESIDUALS = {
     "direct by 16 bytes": ("direct", (2, 8, 5, 6), (8, 1, 3, 3), 8),
+    "direct by columns": ("direct", (2, 4, 9, 12), (4, 1, 3, 3), 4),
     "direct": ("direct", (2, 6, 5, 7), (9, 2, 3, 3), 3),
     "implicit_gemm": ("implicit_gemm", (2, 16, 9, 8), (72, 16, 3, 3), 1),
     "implicit_gemm of odd channels": ("implicit_gemm", (2, 8, 5, 6), (7, 8, 3, 3), 1),
@@ -336,6 +337,12 @@ DIRECT = {
     "strips of 5x5": ((1, 16, 13, 10), 16, 5, 16, 1, 2, 1),
     "strips of 5x5, stride 2": ((1, 8, 18, 9), 8, 5, 8, 2, 2, 1),
     "strips of 7x7": ((1, 8, 9, 12), 8, 7, 8, 1, 3, 1),
+    "strips of 3x3 in whole columns": ((2, 8, 19, 16), 8, 3, 8, 1, 1, 1),
+    "strips of 3x3 in whole columns, stride 2": ((2, 8, 17, 12), 8, 3, 8, 2, 1, 1),
+    "strips of 3x3 without padding": ((2, 12, 11, 22), 12, 3, 12, 1, 0, 1),
+    "strips of 5x5 in whole columns": ((2, 4, 11, 12), 4, 5, 4, 1, 2, 1),
+    "strips of 5x5 in whole columns, stride 2": ((1, 4, 15, 12), 4, 5, 4, 2, 2, 1),
+    "strips of 7x7 in whole columns": ((1, 4, 9, 16), 4, 7, 4, 1, 3, 1),
     "strips with padding beyond the kernel": ((1, 8, 5, 5), 8, 3, 8, 1, 3, 1),
     "tiles of many images": ((512, 1, 8, 8), 64, 3, 1, 1, 1, 1),
     "tiles of several steps of channels": ((1, 60, 9, 9), 12, 5, 1, 1, 2, 1),

@@ -1,6 +1,5 @@
 #include "conv2d_depthwise.h"
 
-#include <algorithm>
 #include <type_traits>
 
 #include "conv2d_element.cuh"
@@ -29,16 +28,6 @@ struct StripItems {
 // Whether a tile's columns are read at once.
 template <typename T>
 constexpr bool kVectors = sizeof(T) <= 4;
-
-// An address in registers, from which the next ones are steps: the compiler would form each in full.
-template <typename T>
-__device__ __forceinline__ T* kept(T* address) {
-#ifdef __CUDA_ARCH__
-  asm("" : "+l"(address));
-  __builtin_assume(__isGlobal(address));
-#endif
-  return address;
-}
 
 // Each is activated in a loop, since the functions are long: rows take turns in the first one's registers.
 template <typename A, int kRows, int kCount>
@@ -181,15 +170,15 @@ struct PlaneRows {
   __device__ __forceinline__ PlaneRows(const void* source, int64_t plane, const Conv2dAxis& down,
                                        const Conv2dAxis& across, int32_t result_row, int32_t result_column)
       : h(down), w(across), column(result_column * S - w.pad + K / 2), row(result_row * S - h.pad) {
-    from = kept(static_cast<const T*>(source) + plane * h.source * w.source +
-                (static_cast<int64_t>(row) * w.source + column));
+    from = computed_once(static_cast<const T*>(source) + plane * h.source * w.source +
+                         (static_cast<int64_t>(row) * w.source + column));
   }
   template <bool kWide>
   __device__ __forceinline__ PlaneRow<T, K, S> next() {
     const bool inside = static_cast<uint32_t>(row) < static_cast<uint32_t>(h.source);
     PlaneRow<T, K, S> elements;
     elements.template read<kWide>(from, column, w.source, inside);
-    from = kept(from + w.source);
+    from = computed_once(from + w.source);
     ++row;
     return elements;
   }
@@ -309,10 +298,10 @@ __device__ __forceinline__ void convolve_pixels(const Conv2dDirectParams& p, con
   using A = Compute<T>;
   constexpr int V = kLaneChannels<T>, C = kColumns<T>, kReach = (C - 1) * S + K;
   const int32_t top = row * S - p.h.pad, left = column * S - p.w.pad;
-  const T* line = kept(source + static_cast<int64_t>(top * p.w.source + left) * p.groups);
+  const T* line = computed_once(source + static_cast<int64_t>(top * p.w.source + left) * p.groups);
   const int32_t tap_step = p.transposed ? -p.groups : p.groups;
   const T* weight =
-      kept(static_cast<const T*>(p.weight) + channel + (p.transposed ? (K * K - 1) * p.groups : 0));
+      computed_once(static_cast<const T*>(p.weight) + channel + (p.transposed ? (K * K - 1) * p.groups : 0));
   Lanes<T, V> factor[kFactorRows<K, kRows>][K];
 #pragma unroll kUnrolled < K, kRows>
   for (int i = 0; i < (kRows - 1) * S + K; ++i) {
@@ -322,7 +311,7 @@ __device__ __forceinline__ void convolve_pixels(const Conv2dDirectParams& p, con
       for (int j = 0; j < K; ++j) {
         factor[i % kFactorRows<K, kRows>][j] = Lanes<T, V>::read(weight + j * tap_step);
       }
-      weight = kept(weight + K * tap_step);
+      weight = computed_once(weight + K * tap_step);
     }
     Lanes<T, V> value[kReach];
 #pragma unroll
@@ -331,7 +320,7 @@ __device__ __forceinline__ void convolve_pixels(const Conv2dDirectParams& p, con
       const bool inside = kInside || static_cast<uint32_t>(left + j) < static_cast<uint32_t>(p.w.source);
       if (row_inside && inside) value[j] = Lanes<T, V>::read(line + j * p.groups);
     }
-    line = kept(line + p.w.source * p.groups);
+    line = computed_once(line + p.w.source * p.groups);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       A x[kReach];
@@ -383,7 +372,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     const int32_t rows = p.h.result - row, columns = p.w.result - column;
     const auto to = [&](int i) { return static_cast<int64_t>(i / C * p.w.result + i % C) * p.groups; };
     if (p.residual != nullptr) {
-      const T* residual = kept(static_cast<const T*>(p.residual) + start);
+      const T* residual = computed_once(static_cast<const T*>(p.residual) + start);
 #pragma unroll
       for (int i = 0; i < kRows * C; ++i) {
         if (i / C >= rows || i % C >= columns) continue;
@@ -393,7 +382,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       }
     }
     activate_rows(sum, p.activation);
-    T* line = kept(static_cast<T*>(p.result) + start);
+    T* line = computed_once(static_cast<T*>(p.result) + start);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= rows) break;
@@ -401,9 +390,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         if (c < columns) rounded<T>(sum[r * C + c]).write(result);
-        result = kept(result + p.groups);
+        result = computed_once(result + p.groups);
       }
-      line = kept(line + p.w.result * p.groups);
+      line = computed_once(line + p.w.result * p.groups);
     }
   }
 }
@@ -499,8 +488,8 @@ __device__ __forceinline__ void correlate_pixels(const Conv2dWeightParams& p, co
                                                  Compute<T> (&sum)[9][kLaneChannels<T>]) {
   constexpr int K = 3, V = kLaneChannels<T>, C = kColumns<T>, kReach = (C - 1) * S + K;
   const int32_t top = row * S - p.h.pad, left = column * S - p.w.pad;
-  gradient = kept(gradient);
-  const T* line = kept(source + static_cast<int64_t>(top * p.w.source + left) * p.groups);
+  gradient = computed_once(gradient);
+  const T* line = computed_once(source + static_cast<int64_t>(top * p.w.source + left) * p.groups);
   Lanes<T, V> grad[kRows][C];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -511,7 +500,7 @@ __device__ __forceinline__ void correlate_pixels(const Conv2dWeightParams& p, co
         grad[r][c] = Lanes<T, V>::read(gradient + c * p.groups);
       }
     }
-    gradient = kept(gradient + p.w.result * p.groups);
+    gradient = computed_once(gradient + p.w.result * p.groups);
   }
 #pragma unroll
   for (int i = 0; i < (kRows - 1) * S + K; ++i) {
@@ -524,7 +513,7 @@ __device__ __forceinline__ void correlate_pixels(const Conv2dWeightParams& p, co
         value[j] = Lanes<T, V>::read(line + j * p.groups);
       }
     }
-    line = kept(line + p.w.source * p.groups);
+    line = computed_once(line + p.w.source * p.groups);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       Compute<T> x[kReach];

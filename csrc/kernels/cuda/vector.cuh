@@ -35,9 +35,10 @@ D2LFAST_HOST_DEVICE void store(T* address, const Vector<T, V>& value) {
   *reinterpret_cast<Vector<T, V>*>(address) = value;
 }
 
-// An address that is computed once: nvcc would compute it again under the predicate of each access.
+// An address in global memory, computed once, from which the next ones are steps: nvcc would compute each in
+// full, and again under the predicate of each access.
 template <typename T>
-D2LFAST_HOST_DEVICE const T* computed_once(const T* address) {
+D2LFAST_HOST_DEVICE T* computed_once(T* address) {
 #ifdef __CUDA_ARCH__
   asm("" : "+l"(address));
   __builtin_assume(__isGlobal(address));

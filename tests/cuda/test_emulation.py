@@ -18,7 +18,8 @@ FAMILIES = {
     "losses_and_dense": ["test_cross_entropy.py", "test_linear.py"],
     "recurrent": ["test_recurrent.py"],
     "recurrent_layer": ["test_recurrent_layer.py"],
-    "conv2d": ["test_conv2d.py", "test_conv2d_residual.py"],
+    "conv2d": ["test_conv2d.py"],
+    "conv2d_residual": ["test_conv2d_residual.py"],
     "conv2d_implicit": ["test_conv2d_implicit.py"],
     "conv2d_winograd": ["test_conv2d_winograd.py"],
 }

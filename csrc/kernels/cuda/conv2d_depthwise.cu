@@ -173,14 +173,16 @@ struct PlaneRows {
     from = computed_once(static_cast<const T*>(source) + plane * h.source * w.source +
                          (static_cast<int64_t>(row) * w.source + column));
   }
+  // The elements of the next row.
   template <bool kWide>
-  __device__ __forceinline__ PlaneRow<T, K, S> next() {
+  __device__ __forceinline__ void next(Compute<T> (&x)[PlaneRow<T, K, S>::kReach]) {
     const bool inside = static_cast<uint32_t>(row) < static_cast<uint32_t>(h.source);
     PlaneRow<T, K, S> elements;
     elements.template read<kWide>(from, column, w.source, inside);
     from = computed_once(from + w.source);
     ++row;
-    return elements;
+#pragma unroll
+    for (int j = 0; j < PlaneRow<T, K, S>::kReach; ++j) x[j] = elements.at(j);
   }
 };
 
@@ -214,10 +216,8 @@ __device__ __forceinline__ void convolve_plane(const Conv2dDirectParams& p, int6
         factor[i % kFactorRows<K, kRows>][j] = to_compute(weight[(i * K + j) * tap_step]);
       }
     }
-    const auto elements = source.template next<kWide>();
     Compute<T> x[PlaneRow<T, K, S>::kReach];
-#pragma unroll
-    for (int j = 0; j < PlaneRow<T, K, S>::kReach; ++j) x[j] = elements.at(j);
+    source.template next<kWide>(x);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const int k = i - r * S;
@@ -290,6 +290,18 @@ constexpr int kLaneChannels = sizeof(T) == 8 ? 2 : 4;
 template <typename T, int K, int S>
 constexpr int kPixelRows = K == 3 && S == 1 ? 2 : 1;
 
+// Neighbours in a row, of which the first is at `left` of `columns`, zeros where there are none.
+template <bool kInside, typename T, int V, int kCount>
+__device__ __forceinline__ void read_pixels(const T* line, int32_t step, int32_t left, int32_t columns,
+                                            bool row_inside, Lanes<T, V> (&value)[kCount]) {
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    value[j] = Lanes<T, V>::of(T{});
+    const bool inside = kInside || static_cast<uint32_t>(left + j) < static_cast<uint32_t>(columns);
+    if (row_inside && inside) value[j] = Lanes<T, V>::read(line + j * step);
+  }
+}
+
 // Of the source rows of a tile the vectors that exist, which are all with kInside.
 template <bool kInside, typename T, int K, int S, int kRows>
 __device__ __forceinline__ void convolve_pixels(const Conv2dDirectParams& p, const T* source, int32_t row,
@@ -314,12 +326,7 @@ __device__ __forceinline__ void convolve_pixels(const Conv2dDirectParams& p, con
       weight = computed_once(weight + K * tap_step);
     }
     Lanes<T, V> value[kReach];
-#pragma unroll
-    for (int j = 0; j < kReach; ++j) {
-      value[j] = Lanes<T, V>::of(T{});
-      const bool inside = kInside || static_cast<uint32_t>(left + j) < static_cast<uint32_t>(p.w.source);
-      if (row_inside && inside) value[j] = Lanes<T, V>::read(line + j * p.groups);
-    }
+    read_pixels<kInside>(line, p.groups, left, p.w.source, row_inside, value);
     line = computed_once(line + p.w.source * p.groups);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
@@ -506,13 +513,7 @@ __device__ __forceinline__ void correlate_pixels(const Conv2dWeightParams& p, co
   for (int i = 0; i < (kRows - 1) * S + K; ++i) {
     const bool row_inside = kInside || static_cast<uint32_t>(top + i) < static_cast<uint32_t>(p.h.source);
     Lanes<T, V> value[kReach];
-#pragma unroll
-    for (int j = 0; j < kReach; ++j) {
-      value[j] = Lanes<T, V>::of(T{});
-      if (row_inside && (kInside || static_cast<uint32_t>(left + j) < static_cast<uint32_t>(p.w.source))) {
-        value[j] = Lanes<T, V>::read(line + j * p.groups);
-      }
-    }
+    read_pixels<kInside>(line, p.groups, left, p.w.source, row_inside, value);
     line = computed_once(line + p.w.source * p.groups);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
@@ -588,10 +589,8 @@ __device__ __forceinline__ void correlate_plane(const Conv2dWeightParams& p, int
   Lanes<T, kColumns<T>> grad[kRows];
 #pragma unroll
   for (int i = 0; i < (kRows - 1) * S + K; ++i) {
-    const auto elements = source.template next<kWide>();
     Compute<T> x[PlaneRow<T, K, S>::kReach];
-#pragma unroll
-    for (int j = 0; j < PlaneRow<T, K, S>::kReach; ++j) x[j] = elements.at(j);
+    source.template next<kWide>(x);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const int k = i - r * S;

@@ -84,23 +84,27 @@ def test_means_of_planes():
 CHANNELS = 2**20  # of 4096 elements, whose statistics one block computes
 
 
-def last_channels(layout):
-    """The last block's: of planes it sums one, of columns it finishes a warp's each."""
-    return slice(-1 if layout is torch.contiguous_format else -8, None)
+PLANES = [*((layout, 8) for layout in LAYOUTS), (torch.contiguous_format, 2)]
+of_planes = pytest.mark.parametrize(("layout", "size"), PLANES, ids=["planes", "columns", "images"])
 
 
-def of_last_channels(layout):
-    tensor = torch.empty((64, CHANNELS, 8, 8), dtype=HALF, memory_format=layout)
-    part = tensor[:, last_channels(layout)]
+def last_channels(layout, size):
+    """The last block's: of planes it sums one, of columns and images it finishes a warp's each."""
+    return slice(-1 if layout is torch.contiguous_format and size == 8 else -8, None)
+
+
+def of_last_channels(layout, size):
+    tensor = torch.empty((4096 // size**2, CHANNELS, size, size), dtype=HALF, memory_format=layout)
+    part = tensor[:, last_channels(layout, size)]
     part[:] = torch.randn(part.shape)
     return tensor
 
 
-def compare_last_channels(ours, theirs, layout):
-    """Of the last image: the last plane, or the last 8 pixels of the last channels."""
-    ours, theirs = ours.detach()[-1:, last_channels(layout)], theirs.detach()[-1:]
+def compare_last_channels(ours, theirs, layout, size):
+    """Of the last image: the last plane, or 8 of the last pixels or planes."""
+    ours, theirs = ours.detach()[-1:, last_channels(layout, size)], theirs.detach()[-1:]
     ours = ours.clone(memory_format=torch.preserve_format).contiguous(memory_format=layout)
-    compare(ours, theirs, layout, 64, atol=2e-3, rtol=2e-3)
+    compare(ours, theirs, layout, 64 if size == 8 else 32, atol=2e-3, rtol=2e-3)
 
 
 def of_channels(value):
@@ -110,11 +114,11 @@ def of_channels(value):
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_batch_norm(layout, training, residual, inplace):
-    own = last_channels(layout)
-    input = of_last_channels(layout)
-    added = of_last_channels(layout) if residual else None
+@of_planes
+def test_batch_norm(layout, size, training, residual, inplace):
+    own = last_channels(layout, size)
+    input = of_last_channels(layout, size)
+    added = of_last_channels(layout, size) if residual else None
     inputs = [tensor.requires_grad_() for tensor in (input, added) if tensor is not None]
     statistics = [of_channels(value) for value in (0.25, 2.0)]
     arguments = (training, 0.1, 1e-5)
@@ -133,19 +137,19 @@ def test_batch_norm(layout, training, residual, inplace):
     wanted = (wanted + leaves[1] if residual else wanted).relu()
     for ours, theirs in zip(statistics, kept):
         torch.testing.assert_close(ours[own], theirs)
-    compare_last_channels(output, wanted, layout)
+    compare_last_channels(output, wanted, layout, size)
     if inplace or (training and residual):
         return  # Backward's sums read the bits of elements whose blocks did not run.
-    grad = of_last_channels(layout)
+    grad = of_last_channels(layout, size)
     theirs = torch.autograd.grad(wanted, leaves, grad[:, own].float())
     for mine, exact in zip(gradient(output, inputs, grad), theirs, strict=True):
-        compare_last_channels(mine, exact, layout)
+        compare_last_channels(mine, exact, layout, size)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_batch_norm_backward_from_the_output(layout):
-    own = last_channels(layout)
-    output, grad = of_last_channels(layout), of_last_channels(layout)
+@of_planes
+def test_batch_norm_backward_from_the_output(layout, size):
+    own = last_channels(layout, size)
+    output, grad = of_last_channels(layout, size), of_last_channels(layout, size)
     weight, bias, invstd = (of_channels(value) for value in (2.0, 0.5, 0.25))
     rows = torch.stack([bias, invstd, bias])
     with Launches("far") as made:
@@ -158,13 +162,13 @@ def test_batch_norm_backward_from_the_output(layout):
     for ours, theirs in zip(found[1:3], sums, strict=True):
         torch.testing.assert_close(ours[own], theirs, atol=2e-3, rtol=1e-4)
     mean_product, mean = (total.view(1, -1, 1, 1) / 4096 for total in sums)
-    compare_last_channels(found[0], 0.5 * (g - mean - x_hat * mean_product), layout)
+    compare_last_channels(found[0], 0.5 * (g - mean - x_hat * mean_product), layout, size)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_synchronised_batch_norm(layout):
-    own = last_channels(layout)
-    input, grad = of_last_channels(layout), of_last_channels(layout)
+@of_planes
+def test_synchronised_batch_norm(layout, size):
+    own = last_channels(layout, size)
+    input, grad = of_last_channels(layout, size), of_last_channels(layout, size)
     with Launches("far") as made:
         moments = ops._sync_batch_norm_moments(input)
     assert len(made) == 2
@@ -178,7 +182,7 @@ def test_synchronised_batch_norm(layout):
         found, _ = ops._sync_batch_norm_backward(grad, input, None, rows, None, None, "none", columns, False)
     assert len(made) == 2
     wanted = invstd * (g - means[0] - (x - mean) * invstd * means[1])
-    compare_last_channels(found, wanted, layout)
+    compare_last_channels(found, wanted, layout, size)
 
 
 CLOSE = {"atol": 2e-2, "rtol": 2e-3}

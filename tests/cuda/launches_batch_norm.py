@@ -1,5 +1,7 @@
 """Launch parameters of batch norm on the emulated GPU, which test_emulation.py starts this with."""
 
+import math
+
 import pytest
 import torch
 from cuda.recorded import LAYOUTS, Launches, gpu, kernels, ops
@@ -7,11 +9,11 @@ from cuda.recorded import LAYOUTS, Launches, gpu, kernels, ops
 pytestmark = gpu
 
 
-def images(layout, shift=0, dtype=torch.float32):
-    """[4,16,8,8] that begins `shift` elements off a boundary."""
-    flat = torch.randn(4 * 16 * 8 * 8 + shift).to(dtype)[shift:]
+def images(layout, shift=0, dtype=torch.float32, size=8):
+    """[4,16,size,size] that begins `shift` elements off a boundary."""
+    flat = torch.randn(4 * 16 * size * size + shift).to(dtype)[shift:]
     planar = layout is torch.contiguous_format
-    return flat.view(4, 16, 8, 8) if planar else flat.view(4, 8, 8, 16).permute(0, 3, 1, 2)
+    return flat.view(4, 16, size, size) if planar else flat.view(4, size, size, 16).permute(0, 3, 1, 2)
 
 
 def statistics(channels=16):
@@ -85,11 +87,11 @@ def test_nothing_is_launched_for_nothing():
 @pytest.mark.parametrize("shift", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_misaligned_tensors(layout, activation, dtype, shift):
-    """One tensor at a time begins off a boundary, the others on one."""
+@pytest.mark.parametrize(("layout", "size"), [(LAYOUTS[0], 8), (LAYOUTS[0], 7), (LAYOUTS[1], 8)])
+def test_misaligned_tensors(layout, size, activation, dtype, shift):
+    """One tensor at a time begins off a boundary, the others on one: both ways have the same mask."""
     for moved in range(3):
-        input, residual, grad = (images(layout, shift if i == moved else 0, dtype) for i in range(3))
+        input, residual, grad = (images(layout, shift if i == moved else 0, dtype, size) for i in range(3))
         leaves = [tensor.requires_grad_() for tensor in (input, residual)]
         exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
         arguments = (True, 0.1, 1e-5, activation)
@@ -140,7 +142,12 @@ def test_backward_from_the_output_of_misaligned_tensors(layout, dtype, shift):
                 torch.testing.assert_close(mine.double(), reference, rtol=8 * eps, atol=64 * eps)
 
 
-@pytest.mark.parametrize("shape", [(64, 8, 9, 9), (5, 3, 130, 7), (700, 24), (2, 16, 64, 64)], ids=str)
+PARTS = [(64, 8, 9, 9), (5, 3, 130, 7), (700, 24), (2, 16, 64, 64)]
+# Planes of no whole pieces: several channels a block, several blocks a channel, both ways a few images.
+PARTS += [(130, 40, 3, 3), (33, 24, 27, 27), (2, 16, 54, 54), (1, 8, 65, 65), (3, 8, 13, 13), (70, 6, 2, 2)]
+
+
+@pytest.mark.parametrize("shape", PARTS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_moments_of_several_parts(layout, shape):
     """Of values far from zero but for the first, from which distances must not be taken."""
@@ -169,6 +176,15 @@ MANY = {
     "single planes": ((2, 3, 261, 261), torch.contiguous_format),
     "columns": ((2, 256, 97, 70), torch.channels_last),
     "single columns": ((2, 33, 97, 70), torch.channels_last),
+    "images": ((323, 24, 7, 7), torch.contiguous_format),
+    "images of 2 channels a piece": ((80, 12, 6, 6), torch.contiguous_format),
+    "images of 4 channels a piece": ((70, 12, 2, 1), torch.contiguous_format),
+    "images of large planes": ((3, 8, 54, 54), torch.contiguous_format),
+    "one image": ((1, 8, 27, 27), torch.contiguous_format),
+    "single images": ((37, 3, 7, 7), torch.contiguous_format),
+    "one single image": ((1, 5, 27, 27), torch.contiguous_format),
+    "pixels": ((70, 24, 1, 1), torch.contiguous_format),
+    "single pixels": ((37, 11, 1, 1), torch.contiguous_format),
 }
 
 
@@ -190,3 +206,65 @@ def test_threads_with_several_pieces(shape, layout, dtype):
     kept = torch.where(sums > 0, grad, 0)
     assert torch.equal(ours[1], kept)
     assert torch.equal(ours[0], kept * column[0])
+
+
+def ragged(shape, dtype, shift=0):
+    """Of channels far from each other, that begin `shift` elements off a boundary."""
+    flat = torch.empty(math.prod(shape) + shift, dtype=dtype)[shift:]
+    return flat.view(shape).copy_(torch.randn(shape) + 4 * torch.arange(shape[1]).view(-1, 1, 1) % 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", ["none", "relu", "sigmoid"])
+@pytest.mark.parametrize(
+    "shape",
+    [(40, 16, 7, 7), (33, 4, 14, 14), (21, 8, 3, 3), (9, 8, 27, 27), (1, 8, 7, 7), (6, 3, 5, 5)],
+    ids=str,
+)
+def test_planes_of_no_whole_pieces(shape, activation, dtype):
+    """Training, with a residual and without."""
+    channels, axes = shape[1], (0, 2, 3)
+    weight, bias = torch.rand(channels).to(dtype) + 0.5, torch.randn(channels).to(dtype)
+    for with_residual in (False, True):
+        input, residual, grad = ragged(shape, dtype), *(torch.randn(shape).to(dtype) for _ in range(2))
+        leaves = [input, weight, bias, *([residual] if with_residual else [])]
+        leaves = [tensor.detach().requires_grad_() for tensor in leaves]
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        arguments = (None, None, True, 0.1, 1e-5, activation)
+        output = ops.batch_norm_act(*leaves[:3], *arguments, *leaves[3:])
+        wanted = torch.nn.functional.batch_norm(exact[0], None, None, exact[1], exact[2], True)
+        wanted = wanted + exact[3] if with_residual else wanted
+        wanted = wanted if activation == "none" else getattr(torch, activation)(wanted)
+        eps, wide = torch.finfo(dtype).eps, torch.promote_types(dtype, torch.float32)
+        # Near zero ReLU's decisions may differ.
+        grad = torch.where(wanted.detach().abs() < 64 * eps, 0, grad) if activation == "relu" else grad
+        ours = (output, *torch.autograd.grad(output, leaves, grad))
+        theirs = (wanted, *torch.autograd.grad(wanted, exact, grad.double()))
+        # Of sums of the accumulator's type, and of the rounded outputs that sigmoid keeps.
+        terms = 16 * float(grad.double().abs().sum(axes).max()) * torch.finfo(wide).eps
+        terms += 4 * (input.numel() // channels) ** 0.5 * eps if activation == "sigmoid" else 0
+        for i, (mine, reference) in enumerate(zip(ours, theirs, strict=True)):
+            allowed = {"rtol": 4 * eps, "atol": terms if i in (2, 3) else 64 * eps}
+            torch.testing.assert_close(mine.double(), reference, **allowed)
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift", "sums", "elements"),
+    [
+        # Blocks across and down, of threads across and down.
+        ((128, 64, 14, 14), 0, ((49, 4), (32, 8)), ((49, 4), (32, 8))),
+        ((128, 64, 7, 7), 0, ((13, 4), (32, 8)), ((13, 4), (32, 8))),
+        ((2, 64, 54, 54), 0, ((92, 1), (256, 1)), ((92, 1), (256, 1))),
+        ((2, 64, 54, 54), 1, ((64, 2), (256, 1)), ((729, 1), (256, 1))),
+        ((3, 64, 12, 12), 0, ((64, 1), (256, 1)), ((14, 1), (256, 1))),
+        ((64, 3, 7, 7), 0, ((3, 1), (256, 1)), ((5, 2), (32, 8))),
+    ],
+    ids=str,
+)
+def test_blocks_of_planes(shape, shift, sums, elements):
+    """By 8 elements where an image is whole pieces, beginning at 16 bytes: by whole planes or by images."""
+    input = ragged(shape, torch.bfloat16, shift)
+    with Launches("dry") as made:
+        ops.batch_norm_act(input, None, None, None, None, True, 0.1, 1e-5, "relu")
+    found = [(grid[:2], block[:2]) for grid, block, *_ in made]
+    assert (found[0], found[2]) == (sums, elements)

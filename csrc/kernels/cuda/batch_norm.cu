@@ -19,8 +19,8 @@ constexpr Flight flight(int singles, Flight of_16, Flight of_32, Flight of_64) {
 }
 template <typename T, int K>
 constexpr Flight kMoments = flight<T, K>(4, {4, 4}, {1, 4}, {1, 2});
-template <typename T, int K>
-constexpr Flight kNormalizedPlanes = flight<T, K>(4, {2, 4}, {1, 4}, {1, 2});
+template <typename T>
+constexpr Flight kNormalizedPlanes = flight<T, kPiece>(0, {2, 4}, {1, 4}, {1, 2});
 template <typename T, int K>
 constexpr Flight kNormalizedColumns = flight<T, K>(4, {4, 2}, {1, 4}, {1, 2});
 template <typename T, int K>
@@ -55,69 +55,39 @@ __device__ void in_flight(int64_t row, int64_t end, int64_t step, Read&& read, T
   in_flight<Source, N>(row, end, step, read, [](int64_t, Source&) {}, take);
 }
 
-// What a thread takes of a plane: all lanes of a warp turn equally often.
-struct PlanePiece {
-  int32_t plane;
-  int64_t first;
-  bool inside;
-};
-template <int K, typename T>
-__device__ PlanePiece piece_of(const BatchNormView<T>& view, int64_t item) {
-  const int32_t plane = view.per_row.divide(static_cast<int32_t>(item));
-  const int64_t piece = item - static_cast<int64_t>(plane) * view.pieces;
-  const int64_t first = K == 1 ? piece * 32 + threadIdx.x % 32 : piece * K;
-  return {plane, first, K != 1 || first < view.row_size};
-}
-
-// The elementwise kernels over planes. A tensor of whole pieces is one row: only the channel takes a
-// division.
-template <bool kBackward, typename Piece, int N, int K, typename T, typename Take>
+// The elementwise kernels over planes of whole pieces: only the channel takes a division.
+template <bool kBackward, typename Piece, int N, typename T, typename Take>
 __device__ void visit_planes(const BatchNormView<T>& view, Take&& take) {
   struct Source {
     Piece piece;
     Channels<Compute<T>, 1> channel;
   };
-  constexpr int kBlock = K == 1 ? kWarps : kThreads;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x / (kThreads / kBlock);
   in_flight<Source, N>(
-      begin, view.rows * view.pieces, static_cast<int64_t>(gridDim.x) * kBlock,
+      first_item<int64_t>(), view.rows * view.row_size / kPiece, grid_width<int64_t>(),
+      [&](int64_t item, Source& source) { source.piece.read(view, 0, item * kPiece); },
       [&](int64_t item, Source& source) {
-        if constexpr (K == 1) {
-          const PlanePiece at = piece_of<K>(view, item);
-          if (at.inside) source.piece.read(view, at.plane, at.first);
-        } else {
-          source.piece.read(view, 0, item * K);
-        }
-      },
-      [&](int64_t item, Source& source) {
-        int32_t plane = view.per_row.divide(static_cast<int32_t>(item));
+        int32_t plane = view.per_plane.divide(static_cast<int32_t>(item));
         source.channel = channels_of<kBackward, 1>(view, take_remainder(plane, view.per_image));
       },
-      [&](int64_t item, const Source& source) {
-        if constexpr (K == 1) {
-          const PlanePiece at = piece_of<K>(view, item);
-          take(at.plane, at.first, at.inside, source.piece, source.channel);
-        } else {
-          take(0, item * K, true, source.piece, source.channel);
-        }
-      });
+      [&](int64_t item, const Source& source) { take(item * kPiece, source.piece, source.channel); });
 }
 
-// In columns a thread keeps its channels and walks down the rows: blockDim.x pieces by blockDim.y rows.
+// In columns a thread keeps its piece and its channels and walks down the rows: blockDim.x pieces by
+// blockDim.y rows. Planes that are no whole pieces are columns too, of rows that are images.
 template <int K>
-__device__ int64_t first_channel() {
+__device__ int64_t first_column() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * K;
 }
 __device__ int64_t first_row() { return static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; }
 __device__ int64_t row_step() { return static_cast<int64_t>(gridDim.y) * blockDim.y; }
 
-template <typename T, int K>
-__global__ void __launch_bounds__(kThreads, kNormalizedPlanes<T, K>.blocks)
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kNormalizedPlanes<T>.blocks)
     normalize_planes(const BatchNormView<T> view) {
-  using Piece = ForwardPiece<T, K>;
-  visit_planes<false, Piece, kNormalizedPlanes<T, K>.pieces, K>(
-      view, [&](int64_t row, int64_t first, bool inside, const Piece& piece, const auto& c) {
-        normalize_piece<T, K>(view, row, first, inside, piece, c);
+  using Piece = ForwardPiece<T, kPiece>;
+  visit_planes<false, Piece, kNormalizedPlanes<T>.pieces>(
+      view, [&](int64_t first, const Piece& piece, const auto& c) {
+        normalize_piece<T, kPiece>(view, 0, first, true, piece, c);
       });
 }
 
@@ -125,16 +95,16 @@ template <typename T, int K>
 __global__ void __launch_bounds__(kThreads, kNormalizedColumns<T, K>.blocks)
     normalize_columns(const BatchNormView<T> view) {
   using Source = ForwardPiece<T, K>;
-  const int64_t channel = first_channel<K>();
-  const bool inside = channel < view.row_size;
+  const int64_t column = first_column<K>();
+  const bool inside = column < view.row_size;
   if (K != 1 && !inside) return;
-  const auto c = channels_of<false, K>(view, inside ? channel : 0);
+  const auto c = channels_of_columns<false, K>(view, inside ? column : 0);
   in_flight<Source, kNormalizedColumns<T, K>.pieces>(
       first_row(), view.rows, row_step(),
       [&](int64_t row, Source& piece) {
-        if (inside) piece.read(view, row, channel);
+        if (inside) piece.read(view, row, column);
       },
-      [&](int64_t row, const Source& piece) { normalize_piece<T, K>(view, row, channel, inside, piece, c); });
+      [&](int64_t row, const Source& piece) { normalize_piece<T, K>(view, row, column, inside, piece, c); });
 }
 
 template <typename T, int K, int N>
@@ -158,13 +128,13 @@ __device__ void input_gradient(const BatchNormView<T>& view, int64_t row, int64_
   store_piece<T, K>(view.result + at, gradient);
 }
 
-template <typename T, int K>
-__global__ void __launch_bounds__(kThreads, kGradientPlanes<T, K>.blocks)
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kGradientPlanes<T, kPiece>.blocks)
     gradient_planes(const BatchNormView<T> view) {
-  using Piece = BackwardPiece<T, K>;
-  visit_planes<true, Piece, kGradientPlanes<T, K>.pieces, K>(
-      view, [&](int64_t row, int64_t first, bool inside, const Piece& piece, const auto& c) {
-        if (inside) input_gradient<T, K>(view, row, first, piece, c);
+  using Piece = BackwardPiece<T, kPiece>;
+  visit_planes<true, Piece, kGradientPlanes<T, kPiece>.pieces>(
+      view, [&](int64_t first, const Piece& piece, const auto& c) {
+        input_gradient<T, kPiece>(view, 0, first, piece, c);
       });
 }
 
@@ -172,12 +142,12 @@ template <typename T, int K>
 __global__ void __launch_bounds__(kThreads, kGradientColumns<T, K>.blocks)
     gradient_columns(const BatchNormView<T> view) {
   using Source = BackwardPiece<T, K>;
-  const int64_t channel = first_channel<K>();
-  if (channel >= view.row_size) return;
-  const auto c = channels_of<true, K>(view, channel);
+  const int64_t column = first_column<K>();
+  if (column >= view.row_size) return;
+  const auto c = channels_of_columns<true, K>(view, column);
   in_flight<Source, kGradientColumns<T, K>.pieces>(
-      first_row(), view.rows, row_step(), [&](int64_t row, Source& piece) { piece.read(view, row, channel); },
-      [&](int64_t row, const Source& piece) { input_gradient<T, K>(view, row, channel, piece, c); });
+      first_row(), view.rows, row_step(), [&](int64_t row, Source& piece) { piece.read(view, row, column); },
+      [&](int64_t row, const Source& piece) { input_gradient<T, K>(view, row, column, piece, c); });
 }
 
 template <typename A>
@@ -211,14 +181,15 @@ __device__ void add_piece(const BatchNormView<T>& view, int64_t at, const Summed
 
 // Sums of a channel's parts are added in double: first sums, [C, parts], then second ones, then centers [C].
 template <typename T>
-__device__ void write_partial(const BatchNormView<T>& view, int64_t channel, double first, double second) {
-  const int64_t at = channel * gridDim.y + blockIdx.y;
+__device__ void write_partial(const BatchNormView<T>& view, int64_t channel, int64_t part, double first,
+                              double second) {
+  const int64_t at = channel * view.parts + part;
   view.partial[at] = first;
-  view.partial[view.channels * static_cast<int64_t>(gridDim.y) + at] = second;
+  view.partial[view.channels * static_cast<int64_t>(view.parts) + at] = second;
 }
 template <typename T>
 __device__ void write_center(const BatchNormView<T>& view, int64_t channel, Compute<T> center) {
-  if (blockIdx.y == 0) view.partial[2 * view.channels * static_cast<int64_t>(gridDim.y) + channel] = center;
+  if (blockIdx.y == 0) view.partial[2 * view.channels * static_cast<int64_t>(view.parts) + channel] = center;
 }
 
 // Over lanes whose numbers differ in the bits below `lanes`, a power of two; of equal values exactly.
@@ -230,11 +201,25 @@ __device__ double sum_over_lanes(double value, int lanes) {
 // Distances to a mean of samples from all over the channel keep the sums of squares from cancelling, and are
 // 0 if all values are equal. Each warp takes the same samples.
 template <typename T>
-__device__ Compute<T> center_of_plane(const BatchNormView<T>& view, int64_t channel, int64_t images) {
-  const int sample = 2 * (threadIdx.x % 32) + 1;
-  const int64_t row = sample * images / 64 * view.channels + channel, pixel = sample * view.row_size / 64;
-  const double value = to_compute(view.input[row * view.row_size + pixel]);
+__device__ Compute<T> center_of_plane(const BatchNormView<T>& view, int64_t channel, int lane) {
+  const int sample = 2 * lane + 1;
+  const int64_t image = sample * view.rows / 64, pixel = sample * view.plane / 64;
+  const double value = to_compute(view.input[image * view.row_size + channel * view.plane + pixel]);
   return finite_or_zero(static_cast<Compute<T>>(sum_over_lanes(value, 32) / 32));
+}
+
+// What a thread takes of a plane: all lanes of a warp turn equally often.
+struct PlanePiece {
+  int32_t image;
+  int64_t first;
+  bool inside;
+};
+template <int K, typename T>
+__device__ PlanePiece piece_of(const BatchNormView<T>& view, int64_t channel, int64_t item) {
+  const int32_t image = view.per_plane.divide(static_cast<int32_t>(item));
+  const int64_t piece = item - static_cast<int64_t>(image) * view.pieces;
+  const int64_t first = K == 1 ? piece * 32 + threadIdx.x % 32 : piece * K;
+  return {image, channel * view.plane + first, K != 1 || first < view.plane};
 }
 
 // Block (c, s) reduces part s of the planes of channel c.
@@ -243,24 +228,22 @@ __global__ void __launch_bounds__(kThreads, kSummedPlanes<kBackward, T, K>.block
     reduce_planes(const BatchNormView<T> view) {
   using A = Compute<T>;
   const int64_t channel = blockIdx.x;
-  const int64_t images = view.rows / view.channels;
   Channels<A, 1> c{};
   if constexpr (kBackward) c = channels_of<false, 1>(view, channel);
   A center[1], first[1] = {0}, second[1] = {0};
-  center[0] = kBackward ? c.mean[0] : center_of_plane(view, channel, images);
+  center[0] = kBackward ? c.mean[0] : center_of_plane(view, channel, threadIdx.x % 32);
   const int64_t begin = K == 1 ? static_cast<int64_t>(blockIdx.y) * kWarps + threadIdx.x / 32
                                : static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.y) * (K == 1 ? kWarps : kThreads);
   using Source = SummedPiece<kBackward, T, K>;
   in_flight<Source, kSummedPlanes<kBackward, T, K>.pieces>(
-      begin, images * view.pieces, step,
+      begin, view.rows * view.pieces, step,
       [&](int64_t item, Source& piece) {
-        const PlanePiece at = piece_of<K>(view, item);
-        const int64_t plane = at.plane * static_cast<int64_t>(view.channels) + channel;
-        if (at.inside) piece.read(view, plane, at.first);
+        const PlanePiece at = piece_of<K>(view, channel, item);
+        if (at.inside) piece.read(view, at.image, at.first);
       },
       [&](int64_t item, const Source& piece) {
-        const PlanePiece at = piece_of<K>(view, item);
+        const PlanePiece at = piece_of<K>(view, channel, item);
         if (at.inside) add_piece<kBackward, T, K, 1>(view, at.first, piece, c, center, first, second);
       });
   double sums[2] = {sum_over_lanes(first[0], 32), sum_over_lanes(second[0], 32)};
@@ -276,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, kSummedPlanes<kBackward, T, K>.block
     sums[0] += warps[2 * w];
     sums[1] += warps[2 * w + 1];
   }
-  write_partial(view, channel, sums[0], sums[1]);
+  write_partial(view, channel, blockIdx.y, sums[0], sums[1]);
   if constexpr (!kBackward) write_center(view, channel, center[0]);
 }
 
@@ -325,7 +308,7 @@ __global__ void __launch_bounds__(kThreads, kSummedColumns<kBackward, T, K>.bloc
   static_assert(K <= kWarps);
   D2LFAST_SHARED(A, parts, K * kThreads);
   const ColumnLane at;
-  const int64_t channel = first_channel<K>();
+  const int64_t channel = first_column<K>();
   const bool inside = channel < view.row_size;
   const int64_t summed = (static_cast<int64_t>(blockIdx.x) * blockDim.x + at.piece) * K + at.channel;
   const bool writes = at.channel < K && at.part == 0 && summed < view.row_size;
@@ -359,7 +342,108 @@ __global__ void __launch_bounds__(kThreads, kSummedColumns<kBackward, T, K>.bloc
         });
   }
   const double sums[2] = {sum_over_rows<K>(first, parts, at), sum_over_rows<K>(second, parts, at)};
-  if (writes) write_partial(view, summed, sums[0], sums[1]);
+  if (writes) write_partial(view, summed, blockIdx.y, sums[0], sums[1]);
+}
+
+// The sums of values that a block's threads have of their columns, by channel: a warp takes a channel, which
+// may go on in other blocks.
+struct ImageBlock {
+  int64_t begin, end;     // its columns
+  int32_t channel, last;  // of the first and the last of them
+  int thread, warp, lane;
+
+  template <typename T>
+  __device__ explicit ImageBlock(const BatchNormView<T>& view)
+      : begin(static_cast<int64_t>(blockIdx.x) * width()),
+        end(begin + width() < view.row_size ? begin + width() : view.row_size),
+        channel(static_cast<int32_t>(begin / view.plane)),
+        last(static_cast<int32_t>((end - 1) / view.plane)),
+        thread(threadIdx.y * blockDim.x + threadIdx.x),
+        warp(thread / 32),
+        lane(thread % 32) {}
+
+  __device__ static int width() { return static_cast<int>(blockDim.x) * kPiece; }
+
+  template <typename A, typename Take>
+  __device__ void add(const A (&values)[kPiece], SharedPointer<A> parts, int64_t plane, Take&& take) const {
+    // One element more for each thread keeps the lanes of both sides off each other's banks.
+    constexpr int kPitch = kPiece + 1;
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < kPiece; ++k) parts[thread * kPitch + k] = values[k];
+    __syncthreads();
+    for (int32_t c = channel + warp; c <= last; c += kWarps) {
+      const int64_t start = c * plane;
+      const int from = static_cast<int>(start < begin ? 0 : start - begin);
+      const int to = static_cast<int>((start + plane < end ? start + plane : end) - begin);
+      double sum = 0;
+      for (int row = 0; row < static_cast<int>(blockDim.y); ++row) {
+        const int at = row * static_cast<int>(blockDim.x);
+        for (int i = from + lane; i < to; i += 32) sum += parts[(at + i / kPiece) * kPitch + i % kPiece];
+      }
+      sum = sum_over_lanes(sum, 32);
+      if (lane == 0) take(c, sum);
+    }
+  }
+};
+
+// The channels that a block's columns can have, of planes of 8 elements or more if there are more than 256.
+constexpr int kMostChannels = 258;
+
+// Block (x, s) reduces part s of the images for blockDim.x pieces of planes that are no whole pieces. A
+// channel's sums are of several blocks across, `view.spread` at most.
+template <bool kBackward, typename T>
+__global__ void __launch_bounds__(kThreads, kSummedColumns<kBackward, T, kPiece>.blocks)
+    reduce_images(const BatchNormView<T> view) {
+  using A = Compute<T>;
+  constexpr int K = kPiece;
+  const ImageBlock block(view);
+  const int64_t column = first_column<K>();
+  const bool inside = column < view.row_size;
+  Channels<A, K> c{};
+  A center[K] = {}, first[K] = {}, second[K] = {};
+  if constexpr (kBackward) {
+    if (inside) c = channels_of_columns<false, K>(view, column);
+#pragma unroll
+    for (int k = 0; k < K; ++k) center[k] = c.mean[k];
+  } else {
+    D2LFAST_SHARED(A, centers, kMostChannels);
+    for (int32_t i = block.channel + block.warp; i <= block.last; i += kWarps) {
+      const A mean = center_of_plane(view, i, block.lane);
+      if (block.lane != 0) continue;
+      centers[i - block.channel] = mean;
+      if (i * view.plane >= block.begin) write_center(view, i, mean);
+    }
+    __syncthreads();
+    if (inside) {
+      A mean = 0;
+      visit_channels<K>(
+          view, column, [&](int32_t channel) { mean = centers[channel - block.channel]; },
+          [&](int k) { center[k] = mean; });
+    }
+  }
+  if (inside) {
+    using Source = SummedPiece<kBackward, T, K>;
+    in_flight<Source, kSummedColumns<kBackward, T, K>.pieces>(
+        first_row(), view.rows, row_step(),
+        [&](int64_t row, Source& piece) { piece.read(view, row, column); },
+        [&](int64_t, const Source& piece) {
+          add_piece<kBackward, T, K, K>(view, column, piece, c, center, first, second);
+        });
+  }
+  D2LFAST_SHARED(A, parts, (K + 1) * kThreads);
+  const auto add = [&](const A(&values)[K], double* sums) {
+    block.add(values, parts, view.plane, [&](int32_t channel, double sum) {
+      double* to = sums + channel * static_cast<int64_t>(view.parts) + blockIdx.y * view.spread;
+      const int64_t start = channel * view.plane;
+      const int across = static_cast<int>(blockIdx.x - start / ImageBlock::width());
+      to[across] = sum;
+      if (start + view.plane > block.end) return;
+      for (int rest = across + 1; rest < view.spread; ++rest) to[rest] = 0;
+    });
+  };
+  add(first, view.partial);
+  add(second, view.partial + view.channels * static_cast<int64_t>(view.parts));
 }
 
 // A warp takes a channel and adds the sums of its parts.
@@ -480,16 +564,20 @@ __global__ void __launch_bounds__(kThreads) sync_coefficients(const BatchNormPar
   coefficients[p.channels + c] = static_cast<A>(-means[c]);
 }
 
+int64_t row_count(const BatchNormParams& p) { return p.columns ? p.batch * p.pixels : p.batch; }
+int64_t row_size(const BatchNormParams& p) { return p.columns ? p.channels : p.channels * p.pixels; }
+
 template <typename T>
 BatchNormView<T> view_of(const BatchNormParams& p, int piece) {
   using A = Compute<T>;
   BatchNormView<T> view{};
-  view.rows = p.columns ? p.batch * p.pixels : p.batch * p.channels;
-  view.row_size = p.columns ? p.channels : p.pixels;
-  const int64_t span = piece == 1 && !p.columns ? 32 : piece;
-  view.pieces = static_cast<int32_t>((view.row_size + span - 1) / span);
+  view.rows = row_count(p);
+  view.row_size = row_size(p);
+  view.plane = p.columns ? 1 : p.pixels;
+  const int64_t span = piece == 1 ? 32 : piece;
+  view.pieces = static_cast<int32_t>((p.pixels + span - 1) / span);
   view.channels = static_cast<int32_t>(p.channels);
-  view.per_row = Divider<int32_t>(view.pieces);
+  view.per_plane = Divider<int32_t>(view.pieces);
   view.per_image = Divider<int32_t>(p.channels);
   view.activation = p.activation;
   view.wide_parameters = p.wide_parameters;
@@ -517,63 +605,93 @@ BatchNormView<T> view_of(const BatchNormParams& p, int piece) {
 
 bool wide_rows(const BatchNormParams& p) {
   const auto fits = [](const void* pointer) { return aligned(pointer, 16); };
-  return (p.columns ? p.channels : p.pixels) % kPiece == 0 && fits(p.input) && fits(p.residual) &&
-         fits(p.gradient) && fits(p.activated) && fits(p.result) && fits(p.grad_residual) &&
-         fits(p.statistics) && fits(p.coefficients);
+  return row_size(p) % kPiece == 0 && fits(p.input) && fits(p.residual) && fits(p.gradient) &&
+         fits(p.activated) && fits(p.result) && fits(p.grad_residual) && fits(p.statistics) &&
+         fits(p.coefficients);
 }
 
-// Pieces are counted in int32; offsets are 64 bits wide.
+// Planes of whole pieces.
+bool whole_planes(const BatchNormParams& p) { return !p.columns && p.pixels % kPiece == 0 && wide_rows(p); }
+
+// Pieces of planes are counted in int32; offsets are 64 bits wide.
 bool countable(const BatchNormParams& p) {
-  const int64_t row = p.columns ? p.channels : p.pixels, rows = p.batch * p.channels * p.pixels / row;
-  return p.columns ? p.channels <= kMaxIndex32 : rows * ((row + kPiece - 1) / kPiece) <= kMaxIndex32;
+  return p.columns ? p.channels <= kMaxIndex32
+                   : p.batch * p.channels * ((p.pixels + kPiece - 1) / kPiece) <= kMaxIndex32;
 }
 
 // Enough to fill any GPU of today; more only shorten each thread's walk over the channels that it has loaded.
 constexpr int64_t kReducingBlocks = 1024, kReducingColumnBlocks = 512, kWalkingBlocks = 1584;
 
-// Blocks and their shape for columns: channels across, rows down, of which a thread takes `rows` or more.
-LaunchShape column_shape(const BatchNormParams& p, int piece, int64_t blocks, int64_t rows) {
-  const int64_t pieces = (p.channels + piece - 1) / piece;
+// Blocks and their shape for columns: at most `widest` pieces across, rows down, of which a thread takes
+// `rows` or more where there are so many.
+LaunchShape column_shape(const BatchNormParams& p, int piece, int64_t blocks, int64_t rows, unsigned widest) {
+  const int64_t pieces = (row_size(p) + piece - 1) / piece, all = row_count(p);
   unsigned across = 32;
+  while (across < widest && kThreads / across * rows > all) across *= 2;
   // Single elements take whole warps, whose lanes share the bytes of the mask.
-  while (piece > 1 && across / 2 >= pieces) across /= 2;
+  while (across > (piece > 1 ? 1 : 32) && across / 2 >= pieces) across /= 2;
   const unsigned down = kThreads / across;
-  const int64_t wide = (pieces + across - 1) / across, all = p.batch * p.pixels;
+  const int64_t wide = (pieces + across - 1) / across;
   const int64_t most = std::min<int64_t>((all + down * rows - 1) / (down * rows), 65535);
   return {{static_cast<unsigned>(wide), static_cast<unsigned>(std::clamp<int64_t>(blocks / wide, 1, most))},
           {across, down}};
 }
 
-LaunchShape reducing_shape(const BatchNormParams& p) {
-  if (p.columns) return column_shape(p, wide_rows(p) ? kPiece : 1, kReducingColumnBlocks, 4);
-  const int64_t parts = std::min(p.batch * p.pixels / 2048, kReducingBlocks / p.channels);
-  return {{static_cast<unsigned>(p.channels), static_cast<unsigned>(std::clamp<int64_t>(parts, 1, 256))},
-          kThreads};
-}
+// The blocks of a reduction, and into how many parts each channel is split: `spread` of each block down.
+struct Reduction {
+  LaunchShape shape;
+  int parts, spread = 1;
+
+  explicit Reduction(const BatchNormParams& p) {
+    const bool wide = wide_rows(p);
+    if (p.columns) {
+      shape = column_shape(p, wide ? kPiece : 1, kReducingColumnBlocks, 4, 32);
+    } else if (wide && !whole_planes(p)) {
+      // Few images are read by wide blocks, unless these had more channels than their memory takes.
+      shape = column_shape(p, kPiece, kWalkingBlocks, 4, p.pixels < kPiece ? 32 : kThreads);
+      const int64_t width = shape.block.x * kPiece, across = shape.grid.x;
+      spread = static_cast<int>(std::min((p.pixels + 2 * width - 2) / width, across));
+    } else {
+      const int64_t most = std::min(p.batch * p.pixels / 2048, kReducingBlocks / p.channels);
+      shape = {{static_cast<unsigned>(p.channels), static_cast<unsigned>(std::clamp<int64_t>(most, 1, 256))},
+               kThreads};
+    }
+    parts = static_cast<int>(shape.grid.y) * spread;
+  }
+};
 
 template <bool kBackward, typename T, int K>
-cudaError_t reduce(const BatchNormParams& p, const LaunchShape& shape, cudaStream_t stream) {
-  return launch(p.columns ? reduce_columns<kBackward, T, K> : reduce_planes<kBackward, T, K>, shape, stream,
-                view_of<T>(p, K));
+cudaError_t reduce(const BatchNormParams& p, const Reduction& reduction, cudaStream_t stream) {
+  BatchNormView<T> view = view_of<T>(p, K);
+  view.parts = reduction.parts;
+  view.spread = reduction.spread;
+  auto kernel = p.columns ? reduce_columns<kBackward, T, K> : reduce_planes<kBackward, T, K>;
+  if constexpr (K == kPiece) {
+    if (!p.columns && !whole_planes(p)) kernel = reduce_images<kBackward, T>;
+  }
+  return launch(kernel, reduction.shape, stream, view);
 }
 
 // `parts`: into which the channels were split.
 template <bool kBackward, typename T>
 cudaError_t reduce_any(const BatchNormParams& p, cudaStream_t stream, int& parts) {
   if (!countable(p)) return cudaErrorInvalidValue;
-  const LaunchShape shape = reducing_shape(p);
-  parts = static_cast<int>(shape.grid.y);
-  return wide_rows(p) ? reduce<kBackward, T, kPiece>(p, shape, stream)
-                      : reduce<kBackward, T, 1>(p, shape, stream);
+  const Reduction reduction(p);
+  parts = reduction.parts;
+  return wide_rows(p) ? reduce<kBackward, T, kPiece>(p, reduction, stream)
+                      : reduce<kBackward, T, 1>(p, reduction, stream);
 }
 
-template <typename T, int K>
-LaunchShape elementwise_shape(const BatchNormParams& p, const BatchNormView<T>& view, int pieces) {
-  if (p.columns) return column_shape(p, K, kWalkingBlocks, 1);
-  // Several pieces a thread where that leaves enough blocks.
-  const int64_t threads = view.rows * view.pieces * (K == 1 ? 32 : 1);
+// Several pieces a thread where that leaves enough blocks.
+LaunchShape plane_shape(const BatchNormParams& p, int pieces) {
+  const int64_t threads = row_count(p) * row_size(p) / kPiece;
   const int64_t few = std::min<int64_t>(threads, kWalkingBlocks * kThreads);
   return {blocks_for(std::max((threads + pieces - 1) / pieces, few)), kThreads};
+}
+// Rows of images are few, and a thread must have several to load the channels for.
+LaunchShape walking_shape(const BatchNormParams& p, int piece, int pieces) {
+  return p.columns ? column_shape(p, piece, kWalkingBlocks, 1, 32)
+                   : column_shape(p, piece, kWalkingBlocks, pieces, kThreads);
 }
 
 // Blocks of a thread, or of a warp, for each channel.
@@ -587,7 +705,7 @@ LaunchShape channel_warps(const BatchNormParams& p) {
 }  // namespace
 
 int64_t batch_norm_partial_size(const BatchNormParams& params) {
-  return (2 * static_cast<int64_t>(reducing_shape(params).grid.y) + 1) * params.channels;
+  return (2 * static_cast<int64_t>(Reduction(params).parts) + 1) * params.channels;
 }
 
 cudaError_t launch_batch_norm_moments(const BatchNormParams& params, DType dtype, cudaStream_t stream) {
@@ -622,11 +740,14 @@ cudaError_t launch_batch_norm_normalize(const BatchNormParams& params, DType dty
   if (!countable(params)) return cudaErrorInvalidValue;
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
+    if (whole_planes(params)) {
+      return launch(normalize_planes<T>, plane_shape(params, kNormalizedPlanes<T>.pieces), stream,
+                    view_of<T>(params, kPiece));
+    }
     const auto run = [&](auto piece) {
       constexpr int K = decltype(piece)::value;
-      const auto view = view_of<T>(params, K);
-      return launch(params.columns ? normalize_columns<T, K> : normalize_planes<T, K>,
-                    elementwise_shape<T, K>(params, view, kNormalizedPlanes<T, K>.pieces), stream, view);
+      return launch(normalize_columns<T, K>, walking_shape(params, K, kNormalizedColumns<T, K>.pieces),
+                    stream, view_of<T>(params, K));
     };
     return wide_rows(params) ? run(std::integral_constant<int, kPiece>{})
                              : run(std::integral_constant<int, 1>{});
@@ -653,11 +774,14 @@ cudaError_t launch_batch_norm_gradient(const BatchNormParams& params, DType dtyp
   if (!countable(params)) return cudaErrorInvalidValue;
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
+    if (whole_planes(params)) {
+      return launch(gradient_planes<T>, plane_shape(params, kGradientPlanes<T, kPiece>.pieces), stream,
+                    view_of<T>(params, kPiece));
+    }
     const auto run = [&](auto piece) {
       constexpr int K = decltype(piece)::value;
-      const auto view = view_of<T>(params, K);
-      return launch(params.columns ? gradient_columns<T, K> : gradient_planes<T, K>,
-                    elementwise_shape<T, K>(params, view, kGradientPlanes<T, K>.pieces), stream, view);
+      return launch(gradient_columns<T, K>, walking_shape(params, K, kGradientColumns<T, K>.pieces), stream,
+                    view_of<T>(params, K));
     };
     return wide_rows(params) ? run(std::integral_constant<int, kPiece>{})
                              : run(std::integral_constant<int, 1>{});

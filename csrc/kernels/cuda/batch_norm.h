@@ -11,7 +11,7 @@ namespace d2lfast::cuda {
 // accumulator or tensor type.
 struct BatchNormParams {
   int64_t batch, channels, pixels;  // pixels: 1 for [N,C]
-  bool columns;                     // channels are contiguous: channels_last, or [N,C] without a mask
+  bool columns;                     // channels are contiguous: channels_last, or [N,C]
   Activation activation;
   bool wide_parameters;  // weight, bias and running statistics are of accumulator type
   // Backward: `input` is the output, in which x_hat = (output - bias) / weight, and ReLU's decision its sign.
@@ -20,7 +20,7 @@ struct BatchNormParams {
   const void* residual;   // or null
   const void* gradient;   // of the output
   const void* activated;  // the output; read by the gradients of sigmoid and tanh
-  // A bit for each element, set where ReLU lets the gradient pass; each plane (or pixel, in columns) begins
+  // A bit for each element, set where ReLU lets the gradient pass; each image (or pixel, in columns) begins
   // at a byte. Written by forward, if not null; without it backward computes the forward's sign again.
   uint8_t* mask;
   void* result;         // of forward: may be the input or the residual

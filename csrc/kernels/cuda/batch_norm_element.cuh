@@ -6,9 +6,9 @@
 #include "batch_norm.h"
 #include "device.cuh"
 
-// Batch normalisation sees a tensor as rows: planes of one channel each, or pixels of all channels
-// ("columns"). A thread takes a piece of a row: 8 elements in 16-byte accesses where rows allow it, else one,
-// neighbouring lanes taking neighbouring elements.
+// Batch normalisation sees a tensor as rows: images, of a plane for each channel, or pixels of all channels
+// ("columns", planes of one element). A thread takes a piece of a row: 8 elements in 16-byte accesses where
+// rows allow it, else one, neighbouring lanes taking neighbouring elements.
 namespace d2lfast::cuda {
 
 constexpr int kPiece = 8;
@@ -16,11 +16,12 @@ constexpr int kPiece = 8;
 template <typename T>
 struct BatchNormView {
   using A = Compute<T>;
-  int64_t rows, row_size;
-  int32_t pieces;  // of a row: 8 elements, or 32 for a warp of single ones
+  int64_t rows, row_size, plane;
+  int32_t pieces;  // of a plane: 8 elements, or 32 for a warp of single ones
   int32_t channels;
-  Divider<int32_t> per_row;    // pieces
+  Divider<int32_t> per_plane;  // pieces
   Divider<int32_t> per_image;  // planes
+  int32_t parts, spread;       // of a channel's sums, in all and of neighbouring blocks
   Activation activation;
   bool wide_parameters, training, from_output;
   const T *input, *residual, *gradient, *activated;
@@ -69,7 +70,7 @@ __device__ void store_piece(T* to, const Compute<T> (&values)[K]) {
   }
 }
 
-// The channels of a piece: one for all elements of a plane, K in columns. mean: of the output, the bias.
+// The channels of a piece: one for all elements of a plane, or one for each. mean: of the output, the bias.
 template <typename A, int N>
 struct Channels {
   A mean[N], scale[N], shift[N], slope[N], offset[N];
@@ -99,6 +100,40 @@ __device__ Channels<Compute<T>, N> channels_of(const BatchNormView<T>& view, int
       c.mean[i] = view.bias != nullptr ? parameter<T>(view.bias, view.wide_parameters, at) : A(0);
     }
   }
+  return c;
+}
+
+// For each element of a piece: load(channel) where one begins, then take(k).
+template <int K, typename T, typename Load, typename Take>
+__device__ void visit_channels(const BatchNormView<T>& view, int64_t column, Load&& load, Take&& take) {
+  int32_t channel = static_cast<int32_t>(column / view.plane);
+  const int64_t rest = (channel + int64_t{1}) * view.plane - column;
+  int next = static_cast<int>(rest < K ? rest : K);
+  load(channel);
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    if (k == next) {
+      next += static_cast<int>(view.plane < K ? view.plane : K);
+      load(++channel);
+    }
+    take(k);
+  }
+}
+
+template <bool kBackward, int K, typename T>
+__device__ Channels<Compute<T>, K> channels_of_columns(const BatchNormView<T>& view, int64_t column) {
+  if (view.plane == 1) return channels_of<kBackward, K>(view, column);
+  Channels<Compute<T>, K> c;
+  Channels<Compute<T>, 1> one;
+  visit_channels<K>(
+      view, column, [&](int32_t channel) { one = channels_of<kBackward, 1>(view, channel); },
+      [&](int k) {
+        c.mean[k] = one.mean[0];
+        c.scale[k] = one.scale[0];
+        c.shift[k] = one.shift[0];
+        c.slope[k] = one.slope[0];
+        c.offset[k] = one.offset[0];
+      });
   return c;
 }
 

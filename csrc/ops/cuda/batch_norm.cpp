@@ -39,7 +39,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(
     statistics.zero_();
     return {output, statistics, mask};
   }
-  cuda::BatchNormParams p = batch_norm_shape(source, format, masked);
+  cuda::BatchNormParams p = batch_norm_shape(source, format);
   p.activation = activation;
   p.input = source.const_data_ptr();
   p.residual = data_or_null(shortcut);

@@ -20,13 +20,12 @@ inline const void* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
-// The sizes; `masked` where the rows of a mask tell planes from columns.
-inline cuda::BatchNormParams batch_norm_shape(const at::Tensor& input, at::MemoryFormat format, bool masked) {
+inline cuda::BatchNormParams batch_norm_shape(const at::Tensor& input, at::MemoryFormat format) {
   cuda::BatchNormParams p{};
   p.batch = input.size(0);
   p.channels = input.size(1);
   p.pixels = input.numel() / std::max<int64_t>(1, p.batch * p.channels);
-  p.columns = format != at::MemoryFormat::Contiguous || (p.pixels == 1 && !masked);
+  p.columns = format != at::MemoryFormat::Contiguous || p.pixels == 1;
   return p;
 }
 
@@ -45,7 +44,7 @@ struct BatchNormGradient {
         weights(contiguous_or_none(weight)),
         saved(statistics.contiguous()) {
     const bool masked = activation == Activation::kReLU && given(mask) && mask->numel() > 0;
-    params = batch_norm_shape(source, format, masked);
+    params = batch_norm_shape(source, format);
     params.activation = activation;
     params.input = source.const_data_ptr();
     params.gradient = gradient.const_data_ptr();

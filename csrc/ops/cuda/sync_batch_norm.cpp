@@ -20,7 +20,7 @@ at::Tensor sync_batch_norm_moments_cuda(const at::Tensor& input) {
   at::Tensor moments = at::empty({2, input.size(1)}, options);
   const auto format = input.suggest_memory_format();
   const at::Tensor source = input.contiguous(format);
-  cuda::BatchNormParams p = batch_norm_shape(source, format, false);
+  cuda::BatchNormParams p = batch_norm_shape(source, format);
   p.input = source.const_data_ptr();
   const at::Tensor partial = at::empty({cuda::batch_norm_partial_size(p)}, options);
   p.partial = partial.mutable_data_ptr<double>();

@@ -267,6 +267,78 @@ def test_rows_of_planes_are_taken_in_groups(dtype, window, width, shift):
         torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient), rtol=0, atol=0)
 
 
+def special_values(shape, dtype):
+    """Few values, for ties across every edge of tiles, with NaN, infinities and both zeros."""
+    values = torch.tensor([-2.0, -1.0, -0.0, 0.0, 1.0, 1.0, 2.0, -torch.inf, -torch.inf, torch.inf, torch.nan])
+    rare = torch.randint(0, 11, shape)
+    kinds = torch.where(torch.rand(shape) < 0.2, rare, rare % 4)
+    kinds[:1] = torch.where(torch.rand(kinds[:1].shape) < 0.5, 7, 2)
+    return values[kinds].to(dtype)
+
+
+def assert_same_bits(ours, wanted):
+    """But for those of NaN."""
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
+    numbers = ~wanted.isnan()
+    assert torch.equal(ours.signbit()[numbers], wanted.signbit()[numbers])
+
+
+@pytest.mark.parametrize("padding", [[1, 1], [0, 1], [1, 0]], ids=str)
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 6, 7, 9, 12, 14, 27])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_windows_of_3_with_stride_1(dtype, layout, width, padding):
+    """Values, positions and gradients, with tiles that reach beyond the image."""
+    window = [3, 3], [1, 1], padding, [1, 1]
+    for height in (1, 2, 3, 6, 7):
+        if height + 2 * padding[0] < 3 or width + 2 * padding[1] < 3:
+            continue
+        input = special_values((3, 16, height, width), dtype)
+        leaf = input.clone().requires_grad_()
+        wanted, index = torch.nn.functional.max_pool2d(leaf, 3, 1, padding, return_indices=True)
+        input = input.to(memory_format=layout)
+        with Launches() as made:
+            output, position = ops._max_pool2d_with_position(input, *window, False)
+        assert_same_bits(output, wanted.detach())
+        assert_same_bits(ops.max_pool2d(input, *window, False), wanted.detach())
+        assert torch.equal(ops._max_pool2d_position_to_index(position, [height, width], *window), index)
+        wide = layout == torch.channels_last
+        gradient = torch.randint(-3, 4, output.shape).to(dtype).to(memory_format=layout)
+        gradient[torch.rand(gradient.shape) < 0.03] = torch.inf
+        with Launches() as back:
+            ours = ops._max_pool2d_backward(gradient, position, [height, width], *window, wide)
+        torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient)[0], rtol=0, atol=0)
+        if wide:
+            lines, columns = output.shape[2:]
+            for launches, tiles in (
+                (made, -(-lines // 2) * -(-columns // 2)),
+                (back, -(-height // 3) * -(-width // 2)),
+            ):
+                assert launches[0][0][0] == -(-3 * dtype.itemsize * tiles // 256)
+
+
+@pytest.mark.parametrize("shift", [1, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_windows_of_3_with_stride_1_off_16_bytes(dtype, shift):
+    window = [3, 3], [1, 1], [1, 1], [1, 1]
+    for shape in ((2, 5, 7, 8), (2, 5, 7, 12)):
+        values = special_values((2 * 5 * 7 * 12 + shift,), dtype)
+        view = values[shift : shift + 70 * shape[3]].view(shape)
+        for input in (view, view.permute(0, 3, 1, 2)):
+            leaf = input.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+            wanted = torch.nn.functional.max_pool2d(leaf, 3, 1, 1)
+            output, position = ops._max_pool2d_with_position(input, *window, False)
+            assert_same_bits(output, wanted.detach())
+            moved = torch.empty(position.numel() + shift, dtype=position.dtype)[shift:]
+            taps = moved.as_strided(position.shape, position.stride(), shift).copy_(position)
+            gradient = torch.randint(-3, 4, output.shape).to(output)
+            wide = input is not view
+            for chosen in (position, taps):
+                ours = ops._max_pool2d_backward(gradient, chosen, list(input.shape[2:]), *window, wide)
+                exact = torch.autograd.grad(wanted, leaf, gradient, retain_graph=True)[0]
+                torch.testing.assert_close(ours, exact, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("shift", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_misaligned_positions(dtype, shift):

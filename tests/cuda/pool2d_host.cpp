@@ -13,6 +13,7 @@
 
 #include "../../csrc/kernels/cuda/pool2d_element.cuh"
 #include "../../csrc/kernels/cuda/pool2d_rows.cuh"
+#include "../../csrc/kernels/cuda/pool2d_tiles.cuh"
 
 namespace {
 
@@ -93,6 +94,10 @@ bool same(T a, T b) {
   return x == y || (x != x && y != y);
 }
 
+// As the launchers: windows of 3 with stride 1 in channels_last go by tiles.
+template <typename Window, int V, bool Planar, typename P>
+constexpr bool kTiles = Window::kernel == 3 && Window::stride == 1 && !Planar && sizeof(P) == 1;
+
 template <typename Window, int V, bool Planar, typename T, typename P, typename Index>
 void check(const Shape& s) {
   const int64_t inputs = s.n * s.c * s.h * s.w, outputs = s.n * s.c * s.oh * s.ow;
@@ -126,18 +131,33 @@ void check(const Shape& s) {
                        s.dilation_h,
                        s.dilation_w};
   const int64_t images = Planar ? s.n * s.c : s.n;
+  const auto no_position = static_cast<NoPosition*>(nullptr);
   const auto written = PoolItems<Index>::of(images, g.channels, s.oh, s.ow, V);
   const auto single = PoolItems<Index>::of(images, g.channels, s.oh, s.ow, 1);
   const auto gathered = PoolItems<Index>::of(images, g.channels, gradient_blocks<Window>(g.height, g.pad_h),
                                              gradient_blocks<Window>(g.width, g.pad_w), V);
-  for (Index i = 0; i < written.count; ++i) {
-    pool_item<Window, V, Planar>(i, input.data, output.data, position.data, g, written);
-    pool_item<Window, V, Planar>(i, input.data, plain.data, static_cast<NoPosition*>(nullptr), g, written);
+  if constexpr (kTiles<Window, V, Planar, P>) {
+    const auto tiles =
+        PoolItems<Index>::of(images, s.c, tiles_of(s.oh, kTileSide), tiles_of(s.ow, kTileSide), V);
+    const auto sources =
+        PoolItems<Index>::of(images, s.c, tiles_of(s.h, kGradientRows), tiles_of(s.w, kTileSide), V);
+    for (Index i = 0; i < tiles.count; ++i) {
+      pool_tile_item<V>(i, input.data, output.data, position.data, g, tiles);
+      pool_tile_item<V>(i, input.data, plain.data, no_position, g, tiles);
+    }
+    for (Index i = 0; i < sources.count; ++i) {
+      pool_tile_backward_item<V>(i, grad_output.data, position.data, grad_input.data, g, sources);
+    }
+  } else {
+    for (Index i = 0; i < written.count; ++i) {
+      pool_item<Window, V, Planar>(i, input.data, output.data, position.data, g, written);
+      pool_item<Window, V, Planar>(i, input.data, plain.data, no_position, g, written);
+    }
+    for (Index i = 0; i < gathered.count; ++i) {
+      pool_backward_item<Window, V, Planar>(i, grad_output.data, position.data, grad_input.data, g, gathered);
+    }
   }
   for (Index i = 0; i < single.count; ++i) pool_index_item(i, position.data, index.data, g, single);
-  for (Index i = 0; i < gathered.count; ++i) {
-    pool_backward_item<Window, V, Planar>(i, grad_output.data, position.data, grad_input.data, g, gathered);
-  }
 
   std::vector<double> expected_grad(inputs, 0.0);
   for (int64_t n = 0; n < s.n; ++n) {

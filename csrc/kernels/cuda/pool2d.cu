@@ -8,6 +8,7 @@
 #include "pool2d_element.cuh"
 #include "pool2d_geometry.cuh"
 #include "pool2d_rows.cuh"
+#include "pool2d_tiles.cuh"
 #include "vector.cuh"
 
 namespace d2lfast::cuda {
@@ -66,6 +67,25 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
                      bool pairs) {
   for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
     pool_band_item<Window, kWide>(item, grad_output, position, grad_input, g, items, pairs);
+  }
+}
+
+template <int V, typename T, typename P>
+__global__ void __launch_bounds__(kThreads, kTileBlocks)
+    max_pool2d_tiles(const T* __restrict__ input, T* __restrict__ output, P* __restrict__ position,
+                     const PoolGeometry g, const PoolItems<int32_t> items) {
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    pool_tile_item<V>(item, input, output, position, g, items);
+  }
+}
+
+template <int V, typename T>
+__global__ void __launch_bounds__(kThreads, kTileBlocks)
+    max_pool2d_tiles_backward(const T* __restrict__ grad_output, const uint8_t* __restrict__ position,
+                              T* __restrict__ grad_input, const PoolGeometry g,
+                              const PoolItems<int32_t> items) {
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    pool_tile_backward_item<V>(item, grad_output, position, grad_input, g, items);
   }
 }
 
@@ -130,7 +150,7 @@ cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
       };
       if (matches<FixedWindow<2, 2>>(g)) return take(FixedWindow<2, 2>{});
       if (matches<FixedWindow<3, 2>>(g)) return take(FixedWindow<3, 2>{});
-      if (matches<FixedWindow<3, 1>>(g)) return take(FixedWindow<3, 1>{});
+      if (!wide && matches<FixedWindow<3, 1>>(g)) return body(FixedWindow<3, 1>{}, kPlanar, int32_t{});
     }
   }
   if (p.channels_last) {
@@ -153,6 +173,12 @@ bool with_window(Takes&& takes, Body&& body) {
 template <typename Params>
 bool narrow_planes(const Params& p) {
   return !p.channels_last && coordinates_fit(p) && offsets_fit(p);
+}
+
+template <typename T, typename Params>
+bool takes_tiles(const Params& p) {
+  return p.channels_last && p.c % kVectorWidth<T> == 0 && coordinates_fit(p) && offsets_fit(p) &&
+         matches<FixedWindow<3, 1>>(geometry_of(p));
 }
 
 template <typename T, typename P>
@@ -189,6 +215,13 @@ cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
                 });
         if (runs) return error;
       }
+    }
+    if (wide && takes_tiles<T>(p)) {
+      constexpr int V = kVectorWidth<T>;
+      const auto items =
+          PoolItems<int32_t>::of(p.n, p.c, tiles_of(p.oh, kTileSide), tiles_of(p.ow, kTileSide), V);
+      return launch(max_pool2d_tiles<V, T, P>, {blocks_for(items.count), kThreads}, stream, input, output,
+                    position, geometry_of(p), items);
     }
   }
   return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
@@ -236,6 +269,13 @@ cudaError_t launch_backward(const MaxPool2dBackwardParams& p, cudaStream_t strea
                                g, items);
               });
       if (taken) return error;
+    }
+    if (wide && takes_tiles<T>(p)) {
+      constexpr int V = kVectorWidth<T>;
+      const auto items =
+          PoolItems<int32_t>::of(p.n, p.c, tiles_of(p.h, kGradientRows), tiles_of(p.w, kTileSide), V);
+      return launch(max_pool2d_tiles_backward<V, T>, {blocks_for(items.count), kThreads}, stream, grad_output,
+                    position, grad_input, geometry_of(p), items);
     }
   }
   return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {

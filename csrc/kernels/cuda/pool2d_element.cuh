@@ -108,39 +108,49 @@ struct RunningMax {
     }
   }
 
+  static D2LFAST_HOST_DEVICE RunningMax of(const Lanes<T, V>& value, int32_t position) {
+    RunningMax single;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      single.value.lane[v] = value.lane(v);
+      single.position[v] = position;
+    }
+    return single;
+  }
+
+  // What comes after all of this in scanning order.
+  D2LFAST_HOST_DEVICE void take(const RunningMax& later) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if (beats(to_compute(later.value.lane[v]), to_compute(value.lane[v]))) {
+        value.lane[v] = later.value.lane[v];
+        position[v] = later.position[v];
+      }
+    }
+  }
+
   D2LFAST_HOST_DEVICE T lane(int v) const { return value.lane[v]; }
   D2LFAST_HOST_DEVICE int32_t tap(int v) const { return position[v]; }
   D2LFAST_HOST_DEVICE void write(T* output) const { store(output, value); }
-  D2LFAST_HOST_DEVICE void write_taps(P* output) const {
+  D2LFAST_HOST_DEVICE void write_taps(P* output, int32_t less = 0) const {
     Vector<P, V> result;
 #pragma unroll
-    for (int v = 0; v < V; ++v) result.lane[v] = static_cast<P>(position[v]);
+    for (int v = 0; v < V; ++v) result.lane[v] = static_cast<P>(position[v] - less);
     store(output, result);
   }
 };
 
 // All ones in the halves whose `value` beats `best`.
-D2LFAST_HOST_DEVICE uint32_t beats_in_halves(uint32_t value, uint32_t best, Float16) {
+template <typename T>
+D2LFAST_HOST_DEVICE uint32_t beats_in_halves(uint32_t value, uint32_t best) {
 #ifdef __CUDA_ARCH__
-  const __half2 next = reinterpret_cast<const __half2&>(value);
-  return __hgt2_mask(next, reinterpret_cast<const __half2&>(best)) | __hneu2_mask(next, next);
+  using Pair = std::conditional_t<std::is_same_v<T, Float16>, __half2, __nv_bfloat162>;
+  const Pair next = reinterpret_cast<const Pair&>(value);
+  return __hgt2_mask(next, reinterpret_cast<const Pair&>(best)) | __hneu2_mask(next, next);
 #else
   const auto half = [&](int shift) {
-    return beats(to_compute(Float16{static_cast<uint16_t>(value >> shift)}),
-                 to_compute(Float16{static_cast<uint16_t>(best >> shift)}));
-  };
-  return (half(0) ? 0xffffu : 0u) | (half(16) ? 0xffff0000u : 0u);
-#endif
-}
-
-D2LFAST_HOST_DEVICE uint32_t beats_in_halves(uint32_t value, uint32_t best, BFloat16) {
-#ifdef __CUDA_ARCH__
-  const __nv_bfloat162 next = reinterpret_cast<const __nv_bfloat162&>(value);
-  return __hgt2_mask(next, reinterpret_cast<const __nv_bfloat162&>(best)) | __hneu2_mask(next, next);
-#else
-  const auto half = [&](int shift) {
-    return beats(to_compute(BFloat16{static_cast<uint16_t>(value >> shift)}),
-                 to_compute(BFloat16{static_cast<uint16_t>(best >> shift)}));
+    return beats(to_compute(T{static_cast<uint16_t>(value >> shift)}),
+                 to_compute(T{static_cast<uint16_t>(best >> shift)}));
   };
   return (half(0) ? 0xffffu : 0u) | (half(16) ? 0xffff0000u : 0u);
 #endif
@@ -163,19 +173,36 @@ struct RunningMax<T, V, P> {
     const uint32_t both = static_cast<uint32_t>(next_position) * 0x10001u;
 #pragma unroll
     for (int i = 0; i < V / 2; ++i) {
-      const uint32_t chosen = beats_in_halves(next.word[i], value.word[i], T{});
+      const uint32_t chosen = beats_in_halves<T>(next.word[i], value.word[i]);
       value.word[i] = (next.word[i] & chosen) | (value.word[i] & ~chosen);
       position[i] = (both & chosen) | (position[i] & ~chosen);
+    }
+  }
+
+  static D2LFAST_HOST_DEVICE RunningMax of(const Lanes<T, V>& value, int32_t position) {
+    RunningMax single;
+    single.value = value;
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) single.position[i] = static_cast<uint32_t>(position) * 0x10001u;
+    return single;
+  }
+
+  D2LFAST_HOST_DEVICE void take(const RunningMax& later) {
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) {
+      const uint32_t chosen = beats_in_halves<T>(later.value.word[i], value.word[i]);
+      value.word[i] = (later.value.word[i] & chosen) | (value.word[i] & ~chosen);
+      position[i] = (later.position[i] & chosen) | (position[i] & ~chosen);
     }
   }
 
   D2LFAST_HOST_DEVICE T lane(int v) const { return value.lane(v); }
   D2LFAST_HOST_DEVICE int32_t tap(int v) const { return position[v / 2] >> 16 * (v % 2) & 0xffff; }
   D2LFAST_HOST_DEVICE void write(T* output) const { value.write(output); }
-  D2LFAST_HOST_DEVICE void write_taps(P* output) const {
+  D2LFAST_HOST_DEVICE void write_taps(P* output, int32_t less = 0) const {
     Vector<P, V> result;
 #pragma unroll
-    for (int v = 0; v < V; ++v) result.lane[v] = static_cast<P>(position[v / 2] >> 16 * (v % 2));
+    for (int v = 0; v < V; ++v) result.lane[v] = static_cast<P>(tap(v) - less);
     store(output, result);
   }
 };

@@ -191,7 +191,7 @@ CLOSE = {"atol": 2e-2, "rtol": 2e-3}
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(("groups", "dtype"), [(64, HALF), (32, HALF), (32, torch.float32)])
 def test_direct_convolution(groups, dtype, layout, monkeypatch):
-    """Depthwise strips, products on tensor cores, and tiles. A block of the products, or of channels_last,
+    """Depthwise tiles, products on tensor cores, and tiles. A block of the products, or of channels_last,
     has some columns of 8 channels; there are so many multiprocessors that none has two tiles."""
     by_groups = groups == 32 and (dtype == HALF or layout is torch.channels_last)
     monkeypatch.setenv("D2LFAST_EMULATED_PROCESSORS", str(2**20))

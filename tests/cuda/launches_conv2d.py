@@ -332,18 +332,18 @@ def test_convolutions_without_cudnn(layout, channels, groups):
 
 # input, result channels, kernel, groups, stride, padding, dilation; the first word: of whose kernels
 DIRECT = {
-    "strips of 3x3": ((2, 16, 9, 11), 16, 3, 16, 1, 1, 1),
-    "strips of 3x3, stride 2": ((2, 8, 10, 13), 8, 3, 8, 2, 1, 1),
-    "strips of 5x5": ((1, 16, 13, 10), 16, 5, 16, 1, 2, 1),
-    "strips of 5x5, stride 2": ((1, 8, 18, 9), 8, 5, 8, 2, 2, 1),
-    "strips of 7x7": ((1, 8, 9, 12), 8, 7, 8, 1, 3, 1),
-    "strips of 3x3 in whole columns": ((2, 8, 19, 16), 8, 3, 8, 1, 1, 1),
-    "strips of 3x3 in whole columns, stride 2": ((2, 8, 17, 12), 8, 3, 8, 2, 1, 1),
-    "strips of 3x3 without padding": ((2, 12, 11, 22), 12, 3, 12, 1, 0, 1),
-    "strips of 5x5 in whole columns": ((2, 4, 11, 12), 4, 5, 4, 1, 2, 1),
-    "strips of 5x5 in whole columns, stride 2": ((1, 4, 15, 12), 4, 5, 4, 2, 2, 1),
-    "strips of 7x7 in whole columns": ((1, 4, 9, 16), 4, 7, 4, 1, 3, 1),
-    "strips with padding beyond the kernel": ((1, 8, 5, 5), 8, 3, 8, 1, 3, 1),
+    "depthwise 3x3": ((2, 16, 9, 11), 16, 3, 16, 1, 1, 1),
+    "depthwise 3x3, stride 2": ((2, 8, 10, 13), 8, 3, 8, 2, 1, 1),
+    "depthwise 5x5": ((1, 16, 13, 10), 16, 5, 16, 1, 2, 1),
+    "depthwise 5x5, stride 2": ((1, 8, 18, 9), 8, 5, 8, 2, 2, 1),
+    "depthwise 7x7": ((1, 8, 9, 12), 8, 7, 8, 1, 3, 1),
+    "depthwise 3x3 in whole columns": ((2, 8, 19, 16), 8, 3, 8, 1, 1, 1),
+    "depthwise 3x3 in whole columns, stride 2": ((2, 8, 17, 12), 8, 3, 8, 2, 1, 1),
+    "depthwise 3x3 without padding": ((2, 12, 11, 22), 12, 3, 12, 1, 0, 1),
+    "depthwise 5x5 in whole columns": ((2, 4, 11, 12), 4, 5, 4, 1, 2, 1),
+    "depthwise 5x5 in whole columns, stride 2": ((1, 4, 15, 12), 4, 5, 4, 2, 2, 1),
+    "depthwise 7x7 in whole columns": ((1, 4, 9, 16), 4, 7, 4, 1, 3, 1),
+    "depthwise with padding beyond the kernel": ((1, 8, 5, 5), 8, 3, 8, 1, 3, 1),
     "tiles of many images": ((512, 1, 8, 8), 64, 3, 1, 1, 1, 1),
     "tiles of several steps of channels": ((1, 60, 9, 9), 12, 5, 1, 1, 2, 1),
     "tiles of several units": ((2, 3, 17, 15), 80, 5, 1, 2, 2, 1),
@@ -368,7 +368,7 @@ def test_direct_convolution(name, dtype):
         exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
         with Launches() as made:
             output = ops.conv2d(*leaves, *pairs, groups, "relu", "direct")
-        assert ["Strip" in launched for *_, launched in made] == [name.startswith("strips")]
+        assert ["DepthwiseTiles" in launched for *_, launched in made] == [name.startswith("depthwise")]
         tiles = "ProductTiles" if dtype == HALF else "::Tiles"
         assert [tiles in launched for *_, launched in made] == [name.startswith("tiles")]
         wanted = torch.nn.functional.conv2d(*exact, *pairs, groups).relu()

@@ -144,12 +144,14 @@ def test_implicit_gemm_of_misaligned_tensors(shift, implicit_dtype):
 
 
 def test_implicit_gemm_of_more_than_int32_elements():
-    """An image of more than 2^30 elements is torch's; many images are not a question."""
-    many = torch.empty(33, 64, 1024, 1024, dtype=torch.float16, memory_format=torch.channels_last)
+    """An image of more than 2^30 elements is torch's; many images are not a question. Warpgroups count a
+    tile's two images in 32 bits."""
     weight = torch.empty(8, 64, 1, 1, dtype=torch.float16)
-    with Launches("dry") as made:
-        ops.conv2d(many, weight, None, [1, 1], [0, 0], [1, 1], 1, "none", "implicit_gemm")
-    assert [grid for grid, *_ in made] == [(33 * 2**20 // (256 if WARPGROUPS else 128), 1, 1)]
+    for images, size, warpgroups in ((33, 1024, WARPGROUPS), (3, 4096, False)):
+        many = torch.empty(images, 64, size, size, dtype=torch.float16, memory_format=torch.channels_last)
+        with Launches("dry") as made:
+            ops.conv2d(many, weight, None, [1, 1], [0, 0], [1, 1], 1, "none", "implicit_gemm")
+        assert [grid for grid, *_ in made] == [(images * size**2 // (256 if warpgroups else 128), 1, 1)]
 
 
 TILES = "Conv2dWinogradParams, d2lfast::cuda"

@@ -7,28 +7,6 @@ namespace {
 
 constexpr int kBlocks = 2;  // of a multiprocessor at least: up to 128 registers a thread
 
-// Each is activated in a loop, since the functions are long: rows take turns in the first one's registers.
-template <typename A, int kRows, int kCount>
-__device__ __forceinline__ void activate_rows(A (&values)[kRows][kCount], Activation activation) {
-  if (activation == Activation::kNone) return;
-  if (activation == Activation::kReLU) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) activate_all(values[r], Activation::kReLU);
-    return;
-  }
-#pragma unroll 1
-  for (int turn = 0; turn < kRows; ++turn) {
-    A first[kCount];
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) first[i] = activate(values[0][i], activation);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) values[r][i] = r + 1 < kRows ? values[(r + 1) % kRows][i] : first[i];
-    }
-  }
-}
-
 // Two neighbours of 16 bits in a word.
 template <typename T>
 __device__ __forceinline__ uint32_t rounded_pair(float low, float high) {
@@ -135,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         for (int c = 0; c < kColumns<T>; ++c) sum[r][c] += number(added, c);
       }
     }
-    activate_rows(sum, p.activation);
+    activate_in_turns<kRows * kColumns<T>, kColumns<T>>(&sum[0][0], p.activation);
     T* result = static_cast<T*>(p.result) + start;
 #pragma unroll
     for (int r = 0; r < kRows; ++r, result += p.w.result) {
@@ -239,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         for (int v = 0; v < V; ++v) sum[i][v] += number(added, v);
       }
     }
-    activate_rows(sum, p.activation);
+    activate_in_turns<kRows * C * V, V>(&sum[0][0], p.activation);
     T* line = computed_once(static_cast<T*>(p.result) + start);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {

@@ -42,10 +42,31 @@ __device__ Compute<T> bias_of(const void* bias, int32_t channel) {
 }
 
 template <typename A, int N>
-__device__ void activate_all(A (&values)[N], Activation activation) {
+__device__ __forceinline__ void activate_all(A (&values)[N], Activation activation) {
   if (activation == Activation::kNone) return;
 #pragma unroll
   for (int i = 0; i < N; ++i) values[i] = activate(values[i], activation);
+}
+
+// N of them. Those beyond ReLU by a loop through whose first kAtOnce registers the values pass, since each
+// copy of their code is long.
+template <int N, int kAtOnce, typename A>
+__device__ __forceinline__ void activate_in_turns(A* values, Activation activation) {
+  static_assert(N % kAtOnce == 0);
+  if (activation == Activation::kNone) return;
+  if (activation == Activation::kReLU) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = activate(values[i], Activation::kReLU);
+    return;
+  }
+#pragma unroll 1
+  for (int turn = 0; turn < N; turn += kAtOnce) {
+    A done[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) done[i] = activate(values[i], activation);
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = i < N - kAtOnce ? values[i + kAtOnce] : done[i - N + kAtOnce];
+  }
 }
 
 // V neighbours of the residual, or zeros.

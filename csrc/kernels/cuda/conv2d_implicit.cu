@@ -38,14 +38,13 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
   wait_async<0>();
 
+  PixelSums<8, kColumns / 16> pixel;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    float row[kColumns / 16][2];
 #pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n) row[n / 2][n % 2] = sum[i / 2][n / 2][i % 2 * 2 + n % 2];
-    store_pixel<T>(p, result_start(p, items, place, at.row + i * 8 + at.g), place.channel + at.column, at.t,
-                   row);
+    for (int n = 0; n < kColumns / 8; ++n) pixel[i][n / 2][n % 2] = sum[i / 2][n / 2][i % 2 * 2 + n % 2];
   }
+  store_sums<T>(p, items, place, at.row, place.channel + at.column, pixel);
 }
 
 template <typename Core, int kColumns>
@@ -74,7 +73,8 @@ cudaError_t launch_conv2d_implicit(const Conv2dImplicitParams& p, DType dtype, c
       !aligned(p.weight, 16) || !aligned(p.result, 16) || !aligned(p.residual, 16)) {
     return cudaErrorInvalidValue;
   }
-  if (conv2d_implicit_takes_warpgroups(dtype)) return launch_conv2d_implicit_warpgroup(p, dtype, stream);
+  cudaError_t error = cudaSuccess;
+  if (launch_conv2d_implicit_warpgroup(p, dtype, stream, error)) return error;
   switch (dtype) {
     case DType::kBFloat16:
       return launch_narrow_or_wide<TensorCore<BFloat16>>(p, stream);

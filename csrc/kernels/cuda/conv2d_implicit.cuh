@@ -13,16 +13,18 @@ namespace d2lfast::cuda {
 // A transposed convolution of stride s is s convolutions for each axis, one for the positions of each
 // remainder (its phase), with the taps that meet the source from there.
 struct ImplicitItems {
-  int64_t pixels, pixel_tiles;  // of a phase; the last positions of some phases lie outside
-  int32_t rows, columns, row_phases, column_phases;
+  int64_t images, pixels, pixel_tiles;  // of a phase; the last positions of some phases lie outside
+  int32_t row_phases, column_phases;
   int32_t channel_tiles, channel_steps;
+  Divider<int32_t> rows, columns;
 
   ImplicitItems(const Conv2dImplicitParams& p, int32_t tile_pixels, int32_t tile_channels, int32_t step) {
     row_phases = p.transposed ? p.h.stride : 1;
     column_phases = p.transposed ? p.w.stride : 1;
-    rows = (p.h.result - 1) / row_phases + 1;
-    columns = (p.w.result - 1) / column_phases + 1;
-    pixels = p.batch * rows * columns;
+    rows = Divider<int32_t>((p.h.result - 1) / row_phases + 1);
+    columns = Divider<int32_t>((p.w.result - 1) / column_phases + 1);
+    images = p.batch;
+    pixels = images * rows.divisor * columns.divisor;
     pixel_tiles = (pixels + tile_pixels - 1) / tile_pixels;
     channel_tiles = (p.result_channels + tile_channels - 1) / tile_channels;
     channel_steps = (p.source_channels - 1) / step + 1;
@@ -30,8 +32,9 @@ struct ImplicitItems {
   // A block for each tile, or 0 for too many.
   int64_t blocks() const {
     const int64_t phases = int64_t{row_phases} * column_phases;
-    const bool fit =
-        phases <= INT32_MAX / channel_tiles && pixel_tiles <= INT32_MAX / (phases * channel_tiles);
+    const bool fit = images <= kMaxIndex32 && rows.divisor <= kMaxIndex32 && columns.divisor <= kMaxIndex32 &&
+                     phases <= INT32_MAX / channel_tiles &&
+                     pixel_tiles <= INT32_MAX / (phases * channel_tiles);
     return fit ? pixel_tiles * channel_tiles * phases : 0;
   }
 };
@@ -42,18 +45,41 @@ inline int64_t computed_cycles(const ImplicitItems& items, int64_t of_tile) {
   return (items.blocks() + processors - 1) / processors * of_tile;
 }
 
-// Channels are the fastest, so that blocks which run together share pixels.
+// A pixel of a phase: image, and row and column of the phase.
+struct Pixel {
+  int32_t image, row, column;
+
+  Pixel() = default;
+  __device__ Pixel(const ImplicitItems& items, int64_t index) {
+    const int64_t line = index / items.columns.divisor;
+    column = static_cast<int32_t>(index - line * items.columns.divisor);
+    image = static_cast<int32_t>(line / items.rows.divisor);
+    row = static_cast<int32_t>(line - int64_t{image} * items.rows.divisor);
+  }
+  // `distance` pixels, fewer than kMaxBlocks, further on.
+  __device__ Pixel(const ImplicitItems& items, const Pixel& from, int32_t distance) {
+    int32_t rest = from.column + distance;
+    column = take_remainder(rest, items.columns);
+    rest += from.row;
+    row = take_remainder(rest, items.rows);
+    image = from.image + rest;
+  }
+};
+
+// Of a tile. Channels are the fastest, so that blocks which run together share pixels.
 struct ImplicitPlace {
-  int64_t pixel;
-  int32_t channel, row_phase, column_phase;
+  int32_t channel, row_phase, column_phase, pixels;
+  Pixel first;
 
   __device__ ImplicitPlace(const ImplicitItems& items, int tile_pixels, int tile_channels) {
-    channel = static_cast<int32_t>(blockIdx.x % items.channel_tiles) * tile_channels;
-    const int64_t rest = blockIdx.x / items.channel_tiles;
-    pixel = rest % items.pixel_tiles * tile_pixels;
-    const int32_t phase = static_cast<int32_t>(rest / items.pixel_tiles);
+    const int32_t block = static_cast<int32_t>(blockIdx.x), tile = block / items.channel_tiles;
+    channel = (block - tile * items.channel_tiles) * tile_channels;
+    const int32_t phase = tile / static_cast<int32_t>(items.pixel_tiles);
     row_phase = phase / items.column_phases;
     column_phase = phase % items.column_phases;
+    const int64_t start = (tile - phase * items.pixel_tiles) * tile_pixels, left = items.pixels - start;
+    pixels = static_cast<int32_t>(left < tile_pixels ? left : tile_pixels);
+    first = Pixel(items, start);
   }
 };
 
@@ -77,19 +103,6 @@ __device__ inline int32_t count_taps(const Conv2dAxis& axis, bool transposed, in
   return count;
 }
 
-// A pixel of a phase: image, and row and column of the phase.
-struct Pixel {
-  int64_t image;
-  int32_t row, column;
-
-  __device__ Pixel(const ImplicitItems& items, int64_t index) {
-    const int64_t line = index / items.columns;
-    column = static_cast<int32_t>(index - line * items.columns);
-    image = line / items.rows;
-    row = static_cast<int32_t>(line - image * items.rows);
-  }
-};
-
 // What a thread copies of each step: 16 bytes of every kRowsAtOnce-th pixel and channel of the tile. Offset
 // holds distances of a tile's pixels in the source.
 template <typename T, int kThreads, int kTilePixels, int kTileChannels, int kStepBytes,
@@ -104,17 +117,16 @@ class ImplicitCopies {
       : p_(p), items_(items), place_(place) {
     const int32_t c = static_cast<int>(threadIdx.x) % kPieces * kPiece;
     const int64_t image = int64_t{p.h.source} * p.w.source * p.source_channels;
-    const int64_t first_image = Pixel(items, place.pixel).image;
-    source_ = static_cast<const T*>(p.source) + first_image * image + c;
+    source_ = static_cast<const T*>(p.source) + int64_t{place.first.image} * image + c;
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
-      const int64_t index = place.pixel + row() + i * kRowsAtOnce;
-      const bool inside = index < items.pixels;
-      const Pixel pixel(items, inside ? index : place.pixel);
+      const int32_t index = row() + i * kRowsAtOnce;
+      const bool inside = index < place.pixels;
+      const Pixel pixel(items, place.first, inside ? index : 0);
       const int32_t h = pixel.row * (p.transposed ? 1 : p.h.stride);
       start_[i] = pixel.column * (p.transposed ? 1 : p.w.stride);
       top_[i] = inside ? h : -(1 << 30);
-      corner_[i] = static_cast<Offset>((pixel.image - first_image) * image +
+      corner_[i] = static_cast<Offset>((pixel.image - place.first.image) * image +
                                        (int64_t{h} * p.w.source + start_[i]) * p.source_channels);
     }
     channel_ = place.channel + row();
@@ -198,18 +210,17 @@ class ImplicitCopies {
 // Where the channels of a tile's pixel begin in the result, -1 outside.
 __device__ __forceinline__ int64_t result_start(const Conv2dImplicitParams& p, const ImplicitItems& items,
                                                 const ImplicitPlace& place, int row) {
-  const int64_t index = place.pixel + row;
-  if (index >= items.pixels) return -1;
-  const Pixel pixel(items, index);
+  if (row >= place.pixels) return -1;
+  const Pixel pixel(items, place.first, row);
   const int32_t h = pixel.row * items.row_phases + place.row_phase;
   const int32_t w = pixel.column * items.column_phases + place.column_phase;
   if (h >= p.h.result || w >= p.w.result) return -1;
-  return ((pixel.image * p.h.result + h) * p.w.result + w) * static_cast<int64_t>(p.result_channels);
+  return ((int64_t{pixel.image} * p.h.result + h) * p.w.result + w) * static_cast<int64_t>(p.result_channels);
 }
 
 // Lane t of four has element j of lane j's in the place of lane t's element j.
 template <int kCount>
-__device__ __forceinline__ void transpose_quad(float (&element)[4][kCount], int t) {
+__device__ __forceinline__ void transpose_quad(float (*element)[kCount], int t) {
 #pragma unroll
   for (int bit = 1; bit <= 2; bit *= 2) {
     const bool upper = (t & bit) != 0;
@@ -225,62 +236,90 @@ __device__ __forceinline__ void transpose_quad(float (&element)[4][kCount], int 
   }
 }
 
-// The residual, activation and rounding of sums with their bias.
+// The bias of a pixel's V channels, then the residual, from `at` on in the result.
 template <typename T, int V>
-__device__ __forceinline__ void store_results(const Conv2dImplicitParams& p, int64_t to,
-                                              Vector<T, V> residual, const float (&sum)[V]) {
+__device__ __forceinline__ void add_residual(const Conv2dImplicitParams& p, int64_t at,
+                                             const float (&bias)[V], float* sum) {
+  const auto residual = residual_of<V, T>(p.residual, at);
 #pragma unroll
-  for (int n = 0; n < V; ++n) {
-    const float value = sum[n] + to_compute(residual.lane[n]);
-    residual.lane[n] = from_compute<T>(activate(value, p.activation));
+  for (int n = 0; n < V; ++n) sum[n] += bias[n] + to_compute(residual.lane[n]);
+}
+
+template <typename T, int V>
+__device__ __forceinline__ void store_rounded(const Conv2dImplicitParams& p, int64_t at, const float* sum) {
+  Vector<T, V> rounded;
+#pragma unroll
+  for (int n = 0; n < V; ++n) rounded.lane[n] = from_compute<T>(sum[n]);
+  store(static_cast<T*>(p.result) + at, rounded);
+}
+
+// A thread's sums: element [r][j][n] is pixel `row` + 8 r, channel `channel` + 8 j + 2 t + n.
+template <int kRows, int kBlocks>
+using PixelSums = float[kRows][kBlocks][2];
+
+// Adds bias and residual, activates and stores. All lanes of a warp call it, with the row of the first of its
+// 8 kRows pixels; the sums are used up.
+template <typename T, int kRows, int kBlocks>
+__device__ __forceinline__ void store_sums(const Conv2dImplicitParams& p, const ImplicitItems& items,
+                                           const ImplicitPlace& place, int row, int32_t channel,
+                                           PixelSums<kRows, kBlocks>& sum) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
+  int64_t start[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; r += 4) {
+    const int64_t own = result_start(p, items, place, row + 8 * r + lane);
+#pragma unroll
+    for (int i = r; i < r + 4 && i < kRows; ++i) start[i] = shuffle(own, 8 * (i - r) + lane / 4);
   }
-  store(static_cast<T*>(p.result) + to, residual);
-}
-
-template <typename T, int V>
-__device__ __forceinline__ void store_channels(const Conv2dImplicitParams& p, int64_t start, int32_t channel,
-                                               const float (&sum)[V]) {
-  float biased[V];
+  // In 16 bits lanes swap, so that each has 16 bytes.
+  constexpr int kTogether = sizeof(T) == 2 ? 4 : 1, V = 2 * kTogether;
+  if (p.result_channels % V == 0) {
+    const int32_t first = channel + (kTogether == 4 ? 8 : 2) * t;
 #pragma unroll
-  for (int n = 0; n < V; ++n) biased[n] = sum[n] + bias_of<T>(p.bias, channel + n);
-  store_results<T>(p, start + channel, residual_of<V, T>(p.residual, start + channel), biased);
-}
-
-// Stores bias, residual and activation of a pixel, of which lane t has channels channel + 8j + 2t and the
-// next. All lanes of the warp call it; a negative start stores nothing.
-template <typename T, int kBlocks>
-__device__ __forceinline__ void store_pixel(const Conv2dImplicitParams& p, int64_t start, int32_t channel,
-                                            int t, const float (&sum)[kBlocks][2]) {
-  if (sizeof(T) == 2 && p.result_channels % 8 == 0) {
-    // Lanes swap, so that each has 16 bytes.
+    for (int j = 0; j < kBlocks; j += kTogether) {
+      const bool inside = first + 8 * j < p.result_channels;
+      float bias[V] = {};
 #pragma unroll
-    for (int j = 0; j < kBlocks; j += 4) {
-      float part[4][2];
+      for (int n = 0; n < V; ++n) {
+        if (inside) bias[n] = bias_of<T>(p.bias, first + 8 * j + n);
+      }
 #pragma unroll
-      for (int n = 0; n < 8; ++n) part[n / 2][n % 2] = sum[j + n / 2][n % 2];
-      transpose_quad(part, t);
-      const int32_t first = channel + 8 * (j + t);
-      if (start < 0 || first >= p.result_channels) continue;
-      float own[8];
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kTogether == 4) transpose_quad(&sum[r][j], t);
+        if (inside && start[r] >= 0) add_residual<T>(p, start[r] + first + 8 * j, bias, sum[r][j]);
+      }
+    }
+    activate_in_turns<kRows * kBlocks * 2, 4>(&sum[0][0][0], p.activation);
 #pragma unroll
-      for (int n = 0; n < 8; ++n) own[n] = part[n / 2][n % 2];
-      store_channels<T, 8>(p, start, first, own);
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int j = 0; j < kBlocks; j += kTogether) {
+        const int32_t at = first + 8 * j;
+        if (start[r] >= 0 && at < p.result_channels) store_rounded<T, V>(p, start[r] + at, sum[r][j]);
+      }
     }
     return;
   }
-  if (start < 0) return;
+  // One by one, in a loop through whose first registers the sums pass.
+#pragma unroll 1
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll 1
+    for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
-  for (int j = 0; j < kBlocks; ++j) {
-    const int32_t first = channel + 8 * j + 2 * t;
-    if (p.result_channels % 2 == 0) {
-      if (first < p.result_channels) store_channels<T, 2>(p, start, first, sum[j]);
-      continue;
+      for (int n = 0; n < 2; ++n) {
+        const int32_t own = channel + 8 * j + 2 * t + n;
+        if (start[0] < 0 || own >= p.result_channels) continue;
+        const float bias[1] = {bias_of<T>(p.bias, own)};
+        add_residual<T>(p, start[0] + own, bias, &sum[0][0][n]);
+        const float done = activate(sum[0][0][n], p.activation);
+        store_rounded<T, 1>(p, start[0] + own, &done);
+      }
+      float* values = &sum[0][0][0];
+#pragma unroll
+      for (int i = 0; i + 2 < kRows * kBlocks * 2; ++i) values[i] = values[i + 2];
     }
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const float own[1] = {sum[j][n]};
-      if (first + n < p.result_channels) store_channels<T, 1>(p, start, first + n, own);
-    }
+    for (int i = 0; i + 1 < kRows; ++i) start[i] = start[i + 1];
   }
 }
 

@@ -35,7 +35,7 @@ using Transposed = Tile<256, 64, true>;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
 // Sums with a channel's pixels in a thread, in shared memory for threads with a pixel's channels: without
-// conflicts of banks, of which a pixel is 4 away from the last, by single channels, by twos and by eights.
+// conflicts of banks, of which a pixel is 4 away from the last, by single channels and by eights.
 constexpr int kStagedPixel = 64 + 4;
 __device__ __forceinline__ constexpr int staged_channel(int channel) { return channel ^ channel / 32 * 4; }
 
@@ -49,24 +49,24 @@ __device__ __forceinline__ void store_staged(const Conv2dImplicitParams& p, cons
   if (place.channel + channel >= p.result_channels) return;
   for (int first = thread / kPieces; first < Tile::kPixels; first += kAtOnce * kPixelsAtOnce) {
     int64_t to[kAtOnce];
-    Vector<T, V> added[kAtOnce];
+    float own[kAtOnce][V];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int64_t start = starts[first + i * kPixelsAtOnce];
       to[i] = start < 0 ? -1 : start + place.channel + channel;
-      added[i] = start < 0 ? Vector<T, V>{} : residual_of<V, T>(p.residual, to[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      float own[V];
+      const auto residual = start < 0 ? Vector<T, V>{} : residual_of<V, T>(p.residual, to[i]);
 #pragma unroll
       for (int n = 0; n < V; n += kRead) {
         const int at = (first + i * kPixelsAtOnce) * kStagedPixel + staged_channel(channel + n);
         const auto part = load_shared<kRead>(sums + at);
 #pragma unroll
-        for (int m = 0; m < kRead; ++m) own[n + m] = part.lane[m];
+        for (int m = 0; m < kRead; ++m) own[i][n + m] = part.lane[m] + to_compute(residual.lane[n + m]);
       }
-      if (to[i] >= 0) store_results<T>(p, to[i], added[i], own);
+    }
+    activate_in_turns<kAtOnce * V, 4>(&own[0][0], p.activation);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (to[i] >= 0) store_rounded<T, V>(p, to[i], own[i]);
     }
   }
 }
@@ -92,8 +92,6 @@ __device__ __forceinline__ void store_transposed(const Conv2dImplicitParams& p, 
   __syncthreads();
   if (p.result_channels % 8 == 0) {
     store_staged<T, 8, Tile>(p, place, sums, starts);
-  } else if (p.result_channels % 2 == 0) {
-    store_staged<T, 2, Tile>(p, place, sums, starts);
   } else {
     store_staged<T, 1, Tile>(p, place, sums, starts);
   }
@@ -105,8 +103,7 @@ template <typename T, typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kAlone ? 1 : 2)
     implicit_gemm_warpgroup(const Conv2dImplicitParams p, const ImplicitItems items) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
-  using Copies = ImplicitCopies<T, Tile::kThreads, Tile::kPixels, Tile::kChannels, kFactorLine,
-                                std::conditional_t<Tile::kTransposed, int32_t, int64_t>>;
+  using Copies = ImplicitCopies<T, Tile::kThreads, Tile::kPixels, Tile::kChannels, kFactorLine, int32_t>;
   constexpr int kPitch = kFactorLine / sizeof(T), kPiece = 16 / sizeof(T);
   constexpr int kPending = Tile::kAlone ? 1 : 0;  // steps whose products may be under way at a barrier
   constexpr int kSteps = Tile::kBuffers, kAhead = kSteps - 1 - kPending;
@@ -157,14 +154,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kAlone ? 1 : 2)
     __syncthreads();  // all products are done, of which other warps have read the same factors
     store_transposed<T, Tile>(p, place, starts, sum);
   } else {
-    const int lane = thread % 32, row = first_row + thread % kGroupThreads / 32 * 16 + lane / 4;
+    PixelSums<2, Tile::kChannels / 8> pixel;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float pixel[Tile::kChannels / 8][2];
-#pragma unroll
-      for (int n = 0; n < Tile::kChannels / 4; ++n) pixel[n / 2][n % 2] = sum[n / 2 * 4 + half * 2 + n % 2];
-      store_pixel<T>(p, result_start(p, items, place, row + half * 8), place.channel, lane % 4, pixel);
-    }
+    for (int n = 0; n < Tile::kColumns / 2; ++n) pixel[n / 2 % 2][n / 4][n % 2] = sum[n];
+    store_sums<T>(p, items, place, first_row + thread % kGroupThreads / 32 * 16, place.channel, pixel);
   }
 #else
   __trap();
@@ -182,12 +175,10 @@ class BestTiles {
     const ImplicitItems items(p_, Tile::kPixels, Tile::kChannels, kFactorLine / sizeof(T));
     const int64_t steps = int64_t{items.channel_steps} * p_.h.kernel * p_.w.kernel /
                           (int64_t{items.row_phases} * items.column_phases);
-    if constexpr (Tile::kTransposed) {
-      // The images that a tile may meet, by distances of 32 bits.
-      const int64_t image = int64_t{p_.h.source} * p_.w.source * p_.source_channels;
-      const int64_t images = Tile::kPixels / (int64_t{items.rows} * items.columns) + 2;
-      if (images * image > INT32_MAX) return;
-    }
+    // The images that a tile may meet, by distances of 32 bits.
+    const int64_t image = int64_t{p_.h.source} * p_.w.source * p_.source_channels;
+    const int64_t images = Tile::kPixels / (int64_t{items.rows.divisor} * items.columns.divisor) + 2;
+    if (images * image > INT32_MAX) return;
     const int64_t cycles = computed_cycles(items, Tile::kCycles);
     if (items.blocks() == 0 || steps < least_steps || (launch_ != nullptr && cycles >= cycles_)) return;
     cycles_ = cycles;
@@ -197,8 +188,10 @@ class BestTiles {
     };
     items_ = items;
   }
-  cudaError_t launch_best(cudaStream_t stream) const {
-    return launch_ == nullptr ? cudaErrorInvalidValue : launch_(p_, *items_, stream);
+  bool launch_best(cudaStream_t stream, cudaError_t& error) const {
+    if (launch_ == nullptr) return false;
+    error = launch_(p_, *items_, stream);
+    return true;
   }
 
  private:
@@ -209,7 +202,7 @@ class BestTiles {
 };
 
 template <typename T>
-cudaError_t launch_best_tiles(const Conv2dImplicitParams& p, cudaStream_t stream) {
+bool launch_best_tiles(const Conv2dImplicitParams& p, cudaStream_t stream, cudaError_t& error) {
   BestTiles<T> tiles(p);
   tiles.template consider<Narrow>();
   tiles.template consider<Wide>();
@@ -217,7 +210,7 @@ cudaError_t launch_best_tiles(const Conv2dImplicitParams& p, cudaStream_t stream
   // A block alone on its multiprocessor has nothing to do while it begins and stores: of long products a
   // small part.
   tiles.template consider<Widest>(8);
-  return tiles.launch_best(stream);
+  return tiles.launch_best(stream, error);
 }
 
 }  // namespace
@@ -226,10 +219,11 @@ bool conv2d_implicit_takes_warpgroups(DType dtype) {
   return (dtype == DType::kBFloat16 || dtype == DType::kFloat16) && device_has_products();
 }
 
-cudaError_t launch_conv2d_implicit_warpgroup(const Conv2dImplicitParams& p, DType dtype,
-                                             cudaStream_t stream) {
-  return dtype == DType::kBFloat16 ? launch_best_tiles<BFloat16>(p, stream)
-                                   : launch_best_tiles<Float16>(p, stream);
+bool launch_conv2d_implicit_warpgroup(const Conv2dImplicitParams& p, DType dtype, cudaStream_t stream,
+                                      cudaError_t& error) {
+  if (!conv2d_implicit_takes_warpgroups(dtype)) return false;
+  return dtype == DType::kBFloat16 ? launch_best_tiles<BFloat16>(p, stream, error)
+                                   : launch_best_tiles<Float16>(p, stream, error);
 }
 
 }  // namespace d2lfast::cuda

@@ -55,6 +55,12 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kFullWarp, value, mask);
 }
 
+// Of lane `lane`.
+template <typename T>
+__device__ __forceinline__ T shuffle(T value, int lane) {
+  return __shfl_sync(kFullWarp, value, lane);
+}
+
 // Of the lanes where it holds.
 __device__ __forceinline__ unsigned ballot(bool predicate) { return __ballot_sync(kFullWarp, predicate); }
 

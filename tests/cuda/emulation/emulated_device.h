@@ -130,11 +130,15 @@ void store_shared(SharedPointer<T> address, const Vector<T, V>& value) {
 }
 
 template <typename T>
-T shuffle_xor(T value, int mask) {
-  const int lane = Grid::get().current->linear % emulation::kWarp;
+T shuffle(T value, int lane) {
   T other;
-  std::memcpy(&other, Grid::get().exchange(&value, sizeof(T))[lane ^ mask], sizeof(T));
+  std::memcpy(&other, Grid::get().exchange(&value, sizeof(T))[lane % emulation::kWarp], sizeof(T));
   return other;
+}
+
+template <typename T>
+T shuffle_xor(T value, int mask) {
+  return shuffle(value, Grid::get().current->linear % emulation::kWarp ^ mask);
 }
 
 inline unsigned ballot(bool predicate) {

@@ -73,7 +73,10 @@ def test_implicit_gemm(name, implicit_dtype):
     if warpgroups and ONE_PROCESSOR and name == "pixels as columns of several tiles":
         assert made[0][0] == (3 * 3, 1, 1)
     leaves = [tensor.detach().double().requires_grad_() for tensor in (input, weight, bias)]
-    wanted = torch.nn.functional.conv2d(*leaves, *pairs).relu()
+    sums = torch.nn.functional.conv2d(*leaves, *pairs)
+    squashed = ops.conv2d(input, weight, bias, *pairs, 1, "tanh", "implicit_gemm")
+    torch.testing.assert_close(squashed, sums.tanh().to(dtype))
+    wanted = sums.relu()
     torch.testing.assert_close(output.double(), wanted)
     gradient = torch.randint(-1, 2, output.shape).to(dtype)
     with Launches() as made:

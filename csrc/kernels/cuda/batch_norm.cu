@@ -20,6 +20,8 @@ constexpr Flight flight(int singles, Flight of_16, Flight of_32, Flight of_64) {
 template <typename T, int K>
 constexpr Flight kMoments = flight<T, K>(4, {4, 4}, {1, 4}, {1, 2});
 template <typename T>
+constexpr Flight kMomentsOfImages = flight<T, kPiece>(0, {4, 3}, {1, 4}, {1, 2});
+template <typename T>
 constexpr Flight kNormalizedPlanes = flight<T, kPiece>(0, {2, 4}, {1, 4}, {1, 2});
 template <typename T, int K>
 constexpr Flight kNormalizedColumns = flight<T, K>(4, {4, 2}, {1, 4}, {1, 2});
@@ -162,6 +164,8 @@ template <bool kBackward, typename T, int K>
 constexpr Flight kSummedPlanes = kBackward ? kGradientPlanes<T, K> : kMoments<T, K>;
 template <bool kBackward, typename T, int K>
 constexpr Flight kSummedColumns = kBackward ? kGradientColumns<T, K> : kMoments<T, K>;
+template <bool kBackward, typename T>
+constexpr Flight kSummedImages = kBackward ? kGradientColumns<T, kPiece> : kMomentsOfImages<T>;
 
 template <bool kBackward, typename T, int K, int N>
 __device__ void add_piece(const BatchNormView<T>& view, int64_t at, const SummedPiece<kBackward, T, K>& piece,
@@ -345,8 +349,8 @@ __global__ void __launch_bounds__(kThreads, kSummedColumns<kBackward, T, K>.bloc
   if (writes) write_partial(view, summed, blockIdx.y, sums[0], sums[1]);
 }
 
-// The sums of values that a block's threads have of their columns, by channel: a warp takes a channel, which
-// may go on in other blocks.
+// The columns of a block of images, and the sums that its threads have of them, added by channel: a warp
+// takes a channel, which may go on in other blocks.
 struct ImageBlock {
   int64_t begin, end;     // its columns
   int32_t channel, last;  // of the first and the last of them
@@ -356,44 +360,68 @@ struct ImageBlock {
   __device__ explicit ImageBlock(const BatchNormView<T>& view)
       : begin(static_cast<int64_t>(blockIdx.x) * width()),
         end(begin + width() < view.row_size ? begin + width() : view.row_size),
-        channel(static_cast<int32_t>(begin / view.plane)),
-        last(static_cast<int32_t>((end - 1) / view.plane)),
+        channel(channel_of(view, begin)),
+        last(channel_of(view, end - 1)),
         thread(threadIdx.y * blockDim.x + threadIdx.x),
         warp(thread / 32),
         lane(thread % 32) {}
 
   __device__ static int width() { return static_cast<int>(blockDim.x) * kPiece; }
 
+  // Blocks of several rows are at most as many columns as threads.
   template <typename A, typename Take>
-  __device__ void add(const A (&values)[kPiece], SharedPointer<A> parts, int64_t plane, Take&& take) const {
+  __device__ void add(const A (&first)[kPiece], const A (&second)[kPiece], int64_t plane, Take&& take) const {
     // One element more for each thread keeps the lanes of both sides off each other's banks.
-    constexpr int kPitch = kPiece + 1;
-    __syncthreads();
+    constexpr int kPitch = kPiece + 1, kOther = kPitch * kThreads;
+    D2LFAST_SHARED(A, parts, 2 * kOther);
+    D2LFAST_SHARED(double, columns, 2 * kThreads);
 #pragma unroll
-    for (int k = 0; k < kPiece; ++k) parts[thread * kPitch + k] = values[k];
+    for (int k = 0; k < kPiece; ++k) {
+      parts[thread * kPitch + k] = first[k];
+      parts[kOther + thread * kPitch + k] = second[k];
+    }
     __syncthreads();
+    const bool rows = blockDim.y > 1;
+    if (rows) {
+      if (thread < width()) {
+        double sums[2] = {0, 0};
+#pragma unroll 4
+        for (int row = 0; row < static_cast<int>(blockDim.y); ++row) {
+          const int at = (row * static_cast<int>(blockDim.x) + thread / kPiece) * kPitch + thread % kPiece;
+          sums[0] += parts[at];
+          sums[1] += parts[kOther + at];
+        }
+        columns[thread] = sums[0];
+        columns[kThreads + thread] = sums[1];
+      }
+      __syncthreads();
+    }
+#pragma unroll 1
     for (int32_t c = channel + warp; c <= last; c += kWarps) {
       const int64_t start = c * plane;
       const int from = static_cast<int>(start < begin ? 0 : start - begin);
       const int to = static_cast<int>((start + plane < end ? start + plane : end) - begin);
-      double sum = 0;
-      for (int row = 0; row < static_cast<int>(blockDim.y); ++row) {
-        const int at = row * static_cast<int>(blockDim.x);
-        for (int i = from + lane; i < to; i += 32) sum += parts[(at + i / kPiece) * kPitch + i % kPiece];
+      double sums[2] = {0, 0};
+#pragma unroll 4
+      for (int i = from + lane; i < to; i += 32) {
+        const int at = i / kPiece * kPitch + i % kPiece;
+        sums[0] += rows ? columns[i] : parts[at];
+        sums[1] += rows ? columns[kThreads + i] : parts[kOther + at];
       }
-      sum = sum_over_lanes(sum, 32);
-      if (lane == 0) take(c, sum);
+      sums[0] = sum_over_lanes(sums[0], 32);
+      sums[1] = sum_over_lanes(sums[1], 32);
+      if (lane == 0) take(c, sums[0], sums[1]);
     }
   }
 };
 
-// The channels that a block's columns can have, of planes of 8 elements or more if there are more than 256.
+// The channels that a block's columns can have: of planes of 4 elements those of 32 pieces, else of 256.
 constexpr int kMostChannels = 258;
 
 // Block (x, s) reduces part s of the images for blockDim.x pieces of planes that are no whole pieces. A
 // channel's sums are of several blocks across, `view.spread` at most.
 template <bool kBackward, typename T>
-__global__ void __launch_bounds__(kThreads, kSummedColumns<kBackward, T, kPiece>.blocks)
+__global__ void __launch_bounds__(kThreads, kSummedImages<kBackward, T>.blocks)
     reduce_images(const BatchNormView<T> view) {
   using A = Compute<T>;
   constexpr int K = kPiece;
@@ -408,6 +436,7 @@ __global__ void __launch_bounds__(kThreads, kSummedColumns<kBackward, T, kPiece>
     for (int k = 0; k < K; ++k) center[k] = c.mean[k];
   } else {
     D2LFAST_SHARED(A, centers, kMostChannels);
+#pragma unroll 1
     for (int32_t i = block.channel + block.warp; i <= block.last; i += kWarps) {
       const A mean = center_of_plane(view, i, block.lane);
       if (block.lane != 0) continue;
@@ -416,34 +445,32 @@ __global__ void __launch_bounds__(kThreads, kSummedColumns<kBackward, T, kPiece>
     }
     __syncthreads();
     if (inside) {
-      A mean = 0;
-      visit_channels<K>(
-          view, column, [&](int32_t channel) { mean = centers[channel - block.channel]; },
-          [&](int k) { center[k] = mean; });
+      const TwoChannels at(view, column);
+      const A one = centers[at.one - block.channel], other = centers[at.other - block.channel];
+#pragma unroll
+      for (int k = 0; k < K; ++k) center[k] = k < at.elements ? one : other;
     }
   }
   if (inside) {
     using Source = SummedPiece<kBackward, T, K>;
-    in_flight<Source, kSummedColumns<kBackward, T, K>.pieces>(
+    in_flight<Source, kSummedImages<kBackward, T>.pieces>(
         first_row(), view.rows, row_step(),
         [&](int64_t row, Source& piece) { piece.read(view, row, column); },
         [&](int64_t, const Source& piece) {
           add_piece<kBackward, T, K, K>(view, column, piece, c, center, first, second);
         });
   }
-  D2LFAST_SHARED(A, parts, (K + 1) * kThreads);
-  const auto add = [&](const A(&values)[K], double* sums) {
-    block.add(values, parts, view.plane, [&](int32_t channel, double sum) {
-      double* to = sums + channel * static_cast<int64_t>(view.parts) + blockIdx.y * view.spread;
-      const int64_t start = channel * view.plane;
-      const int across = static_cast<int>(blockIdx.x - start / ImageBlock::width());
-      to[across] = sum;
-      if (start + view.plane > block.end) return;
-      for (int rest = across + 1; rest < view.spread; ++rest) to[rest] = 0;
-    });
-  };
-  add(first, view.partial);
-  add(second, view.partial + view.channels * static_cast<int64_t>(view.parts));
+  block.add(first, second, view.plane, [&](int32_t channel, double first_sum, double second_sum) {
+    const int64_t start = channel * view.plane;
+    const int before = view.per_block.divide(static_cast<int32_t>(start / K));
+    int64_t part = static_cast<int64_t>(blockIdx.y) * view.spread + (blockIdx.x - before);
+    write_partial(view, channel, part, first_sum, second_sum);
+    if (start + view.plane > block.end) return;
+#pragma unroll 1
+    for (int rest = blockIdx.x - before + 1; rest < view.spread; ++rest) {
+      write_partial(view, channel, ++part, 0, 0);
+    }
+  });
 }
 
 // A warp takes a channel and adds the sums of its parts.
@@ -578,6 +605,7 @@ BatchNormView<T> view_of(const BatchNormParams& p, int piece) {
   view.pieces = static_cast<int32_t>((p.pixels + span - 1) / span);
   view.channels = static_cast<int32_t>(p.channels);
   view.per_plane = Divider<int32_t>(view.pieces);
+  if (view.row_size <= INT32_MAX) view.per_channel = Divider<int32_t>(view.plane);
   view.per_image = Divider<int32_t>(p.channels);
   view.activation = p.activation;
   view.wide_parameters = p.wide_parameters;
@@ -603,9 +631,11 @@ BatchNormView<T> view_of(const BatchNormParams& p, int piece) {
   return view;
 }
 
+// A piece is of two channels at most, or of one for each element.
 bool wide_rows(const BatchNormParams& p) {
   const auto fits = [](const void* pointer) { return aligned(pointer, 16); };
-  return row_size(p) % kPiece == 0 && fits(p.input) && fits(p.residual) && fits(p.gradient) &&
+  const bool two = p.columns || p.pixels >= kPiece || p.pixels == kPiece / 2;
+  return two && row_size(p) % kPiece == 0 && fits(p.input) && fits(p.residual) && fits(p.gradient) &&
          fits(p.activated) && fits(p.result) && fits(p.grad_residual) && fits(p.statistics) &&
          fits(p.coefficients);
 }
@@ -622,12 +652,10 @@ bool countable(const BatchNormParams& p) {
 // Enough to fill any GPU of today; more only shorten each thread's walk over the channels that it has loaded.
 constexpr int64_t kReducingBlocks = 1024, kReducingColumnBlocks = 512, kWalkingBlocks = 1584;
 
-// Blocks and their shape for columns: at most `widest` pieces across, rows down, of which a thread takes
+// Blocks and their shape for columns: at most `across` pieces of them, rows down, of which a thread takes
 // `rows` or more where there are so many.
-LaunchShape column_shape(const BatchNormParams& p, int piece, int64_t blocks, int64_t rows, unsigned widest) {
+LaunchShape column_shape(const BatchNormParams& p, int piece, int64_t blocks, int64_t rows, unsigned across) {
   const int64_t pieces = (row_size(p) + piece - 1) / piece, all = row_count(p);
-  unsigned across = 32;
-  while (across < widest && kThreads / across * rows > all) across *= 2;
   // Single elements take whole warps, whose lanes share the bytes of the mask.
   while (across > (piece > 1 ? 1 : 32) && across / 2 >= pieces) across /= 2;
   const unsigned down = kThreads / across;
@@ -647,8 +675,10 @@ struct Reduction {
     if (p.columns) {
       shape = column_shape(p, wide ? kPiece : 1, kReducingColumnBlocks, 4, 32);
     } else if (wide && !whole_planes(p)) {
-      // Few images are read by wide blocks, unless these had more channels than their memory takes.
-      shape = column_shape(p, kPiece, kWalkingBlocks, 4, p.pixels < kPiece ? 32 : kThreads);
+      // Threads of several images, since each begins and ends in many instructions. Few images are read by
+      // blocks of one row, unless these had more channels than their memory takes.
+      const bool few = p.batch < kWarps && p.pixels >= kPiece && row_size(p) > kPiece * kThreads / 2;
+      shape = column_shape(p, kPiece, kReducingBlocks, 8, few ? kThreads : 32);
       const int64_t width = shape.block.x * kPiece, across = shape.grid.x;
       spread = static_cast<int>(std::min((p.pixels + 2 * width - 2) / width, across));
     } else {
@@ -665,6 +695,7 @@ cudaError_t reduce(const BatchNormParams& p, const Reduction& reduction, cudaStr
   BatchNormView<T> view = view_of<T>(p, K);
   view.parts = reduction.parts;
   view.spread = reduction.spread;
+  view.per_block = Divider<int32_t>(reduction.shape.block.x);
   auto kernel = p.columns ? reduce_columns<kBackward, T, K> : reduce_planes<kBackward, T, K>;
   if constexpr (K == kPiece) {
     if (!p.columns && !whole_planes(p)) kernel = reduce_images<kBackward, T>;
@@ -688,10 +719,13 @@ LaunchShape plane_shape(const BatchNormParams& p, int pieces) {
   const int64_t few = std::min<int64_t>(threads, kWalkingBlocks * kThreads);
   return {blocks_for(std::max((threads + pieces - 1) / pieces, few)), kThreads};
 }
-// Rows of images are few, and a thread must have several to load the channels for.
-LaunchShape walking_shape(const BatchNormParams& p, int piece, int pieces) {
-  return p.columns ? column_shape(p, piece, kWalkingBlocks, 1, 32)
-                   : column_shape(p, piece, kWalkingBlocks, pieces, kThreads);
+// Images are few, and a thread must have several to load the channels for.
+LaunchShape walking_shape(const BatchNormParams& p, int piece) {
+  constexpr int64_t kImages = 4;
+  if (p.columns) return column_shape(p, piece, kWalkingBlocks, 1, 32);
+  unsigned across = 32;
+  while (across < kThreads && kThreads / across * kImages > p.batch) across *= 2;
+  return column_shape(p, piece, kWalkingBlocks, kImages, across);
 }
 
 // Blocks of a thread, or of a warp, for each channel.
@@ -746,8 +780,7 @@ cudaError_t launch_batch_norm_normalize(const BatchNormParams& params, DType dty
     }
     const auto run = [&](auto piece) {
       constexpr int K = decltype(piece)::value;
-      return launch(normalize_columns<T, K>, walking_shape(params, K, kNormalizedColumns<T, K>.pieces),
-                    stream, view_of<T>(params, K));
+      return launch(normalize_columns<T, K>, walking_shape(params, K), stream, view_of<T>(params, K));
     };
     return wide_rows(params) ? run(std::integral_constant<int, kPiece>{})
                              : run(std::integral_constant<int, 1>{});
@@ -780,8 +813,7 @@ cudaError_t launch_batch_norm_gradient(const BatchNormParams& params, DType dtyp
     }
     const auto run = [&](auto piece) {
       constexpr int K = decltype(piece)::value;
-      return launch(gradient_columns<T, K>, walking_shape(params, K, kGradientColumns<T, K>.pieces), stream,
-                    view_of<T>(params, K));
+      return launch(gradient_columns<T, K>, walking_shape(params, K), stream, view_of<T>(params, K));
     };
     return wide_rows(params) ? run(std::integral_constant<int, kPiece>{})
                              : run(std::integral_constant<int, 1>{});

@@ -19,9 +19,11 @@ struct BatchNormView {
   int64_t rows, row_size, plane;
   int32_t pieces;  // of a plane: 8 elements, or 32 for a warp of single ones
   int32_t channels;
-  Divider<int32_t> per_plane;  // pieces
-  Divider<int32_t> per_image;  // planes
-  int32_t parts, spread;       // of a channel's sums, in all and of neighbouring blocks
+  Divider<int32_t> per_plane;    // pieces
+  Divider<int32_t> per_image;    // planes
+  Divider<int32_t> per_channel;  // columns, where an image has no more than 32 bits of them
+  Divider<int32_t> per_block;    // pieces
+  int32_t parts, spread;         // of a channel's sums, in all and of neighbouring blocks
   Activation activation;
   bool wide_parameters, training, from_output;
   const T *input, *residual, *gradient, *activated;
@@ -103,38 +105,46 @@ __device__ Channels<Compute<T>, N> channels_of(const BatchNormView<T>& view, int
   return c;
 }
 
-// For each element of a piece: load(channel) where one begins, then take(k).
-template <int K, typename T, typename Load, typename Take>
-__device__ void visit_channels(const BatchNormView<T>& view, int64_t column, Load&& load, Take&& take) {
-  int32_t channel = static_cast<int32_t>(column / view.plane);
-  const int64_t rest = (channel + int64_t{1}) * view.plane - column;
-  int next = static_cast<int>(rest < K ? rest : K);
-  load(channel);
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    if (k == next) {
-      next += static_cast<int>(view.plane < K ? view.plane : K);
-      load(++channel);
-    }
-    take(k);
-  }
+template <typename T>
+__device__ int32_t channel_of(const BatchNormView<T>& view, int64_t column) {
+  return view.row_size <= INT32_MAX ? view.per_channel.divide(static_cast<int32_t>(column))
+                                    : static_cast<int32_t>(column / view.plane);
 }
+
+// The channels of a piece of planes: one for its first elements, one for the others.
+struct TwoChannels {
+  int32_t one, other;
+  int elements;  // of the first
+
+  template <typename T>
+  __device__ TwoChannels(const BatchNormView<T>& view, int64_t column) : one(channel_of(view, column)) {
+    const int64_t rest = (one + int64_t{1}) * view.plane - column;
+    elements = static_cast<int>(rest < kPiece ? rest : kPiece);
+    other = one + (rest < kPiece ? 1 : 0);
+  }
+};
 
 template <bool kBackward, int K, typename T>
 __device__ Channels<Compute<T>, K> channels_of_columns(const BatchNormView<T>& view, int64_t column) {
-  if (view.plane == 1) return channels_of<kBackward, K>(view, column);
-  Channels<Compute<T>, K> c;
-  Channels<Compute<T>, 1> one;
-  visit_channels<K>(
-      view, column, [&](int32_t channel) { one = channels_of<kBackward, 1>(view, channel); },
-      [&](int k) {
-        c.mean[k] = one.mean[0];
-        c.scale[k] = one.scale[0];
-        c.shift[k] = one.shift[0];
-        c.slope[k] = one.slope[0];
-        c.offset[k] = one.offset[0];
-      });
-  return c;
+  if constexpr (K == 1) {
+    return channels_of<kBackward, K>(view, channel_of(view, column));
+  } else {
+    if (view.plane == 1) return channels_of<kBackward, K>(view, column);
+    const TwoChannels at(view, column);
+    const auto one = channels_of<kBackward, 1>(view, at.one),
+               other = channels_of<kBackward, 1>(view, at.other);
+    Channels<Compute<T>, K> c;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const bool first = k < at.elements;
+      c.mean[k] = first ? one.mean[0] : other.mean[0];
+      c.scale[k] = first ? one.scale[0] : other.scale[0];
+      c.shift[k] = first ? one.shift[0] : other.shift[0];
+      c.slope[k] = first ? one.slope[0] : other.slope[0];
+      c.offset[k] = first ? one.offset[0] : other.offset[0];
+    }
+    return c;
+  }
 }
 
 // Before ReLU. Backward repeats this exactly, so the contraction is spelled out.

@@ -8,6 +8,7 @@
 #include "pool2d_element.cuh"
 #include "pool2d_geometry.cuh"
 #include "pool2d_rows.cuh"
+#include "pool2d_strips.cuh"
 #include "pool2d_tiles.cuh"
 #include "vector.cuh"
 
@@ -38,16 +39,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
                     const PoolGeometry g, const PoolItems<int32_t> items) {
   for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
     pool_rows_item<Window>(item, input, output, position, g, items);
-  }
-}
-
-template <typename Window, typename T, typename P>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    max_pool2d_rows_backward(const T* __restrict__ grad_output, const P* __restrict__ position,
-                             T* __restrict__ grad_input, const PoolGeometry g,
-                             const PoolItems<int32_t> items) {
-  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
-    pool_rows_backward_item<Window>(item, grad_output, position, grad_input, g, items);
   }
 }
 
@@ -86,6 +77,25 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
                               const PoolItems<int32_t> items) {
   for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
     pool_tile_backward_item<V>(item, grad_output, position, grad_input, g, items);
+  }
+}
+
+template <typename T, typename P>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    max_pool2d_strips(const T* __restrict__ input, T* __restrict__ output, P* __restrict__ position,
+                      const PoolGeometry g, const PoolItems<int32_t> items, int32_t planes) {
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    pool_strip_item(item, input, output, position, g, items, planes);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    max_pool2d_strips_backward(const T* __restrict__ grad_output, const uint8_t* __restrict__ position,
+                               T* __restrict__ grad_input, const PoolGeometry g,
+                               const PoolItems<int32_t> items) {
+  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
+    pool_strip_backward_item(item, grad_output, position, grad_input, g, items);
   }
 }
 
@@ -150,7 +160,6 @@ cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
       };
       if (matches<FixedWindow<2, 2>>(g)) return take(FixedWindow<2, 2>{});
       if (matches<FixedWindow<3, 2>>(g)) return take(FixedWindow<3, 2>{});
-      if (!wide && matches<FixedWindow<3, 1>>(g)) return body(FixedWindow<3, 1>{}, kPlanar, int32_t{});
     }
   }
   if (p.channels_last) {
@@ -175,6 +184,11 @@ bool narrow_planes(const Params& p) {
   return !p.channels_last && coordinates_fit(p) && offsets_fit(p);
 }
 
+template <typename Params>
+bool takes_strips(const Params& p) {
+  return narrow_planes(p) && matches<FixedWindow<3, 1>>(geometry_of(p));
+}
+
 template <typename T, typename Params>
 bool takes_tiles(const Params& p) {
   return p.channels_last && p.c % kVectorWidth<T> == 0 && coordinates_fit(p) && offsets_fit(p) &&
@@ -192,7 +206,7 @@ cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
     if (narrow_planes(p)) {
       cudaError_t error = cudaSuccess;
       const PoolGeometry g = geometry_of(p);
-      const bool rows = with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 1>, RowWindow<3, 1, 1>>(
+      const bool rows = with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 1>>(
           [&](auto window) { return wide && takes_rows<decltype(window)>(g, kRowInputs<T>); },
           [&](auto window) {
             constexpr int kOut = kRowOutputs<decltype(window), T>;
@@ -204,17 +218,22 @@ cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
       if constexpr (sizeof(T) < 8) {
         const bool even = p.w % 2 == 0 && aligned(input, 2 * sizeof(T));
         const bool pairs = p.ow % 2 == 0 && aligned(output, 2 * sizeof(T)) && aligned(position, 2);
-        const bool runs =
-            with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 0>, RowWindow<3, 2, 1>, RowWindow<3, 1, 1>>(
-                [&](auto window) { return even && is_window<decltype(window)>(g); },
-                [&](auto window) {
-                  const int64_t groups = (p.ow + kRunOutputs - 1) / kRunOutputs;
-                  const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.oh, groups, 1);
-                  error = launch(max_pool2d_runs<decltype(window), T, P>, {blocks_for(items.count), kThreads},
-                                 stream, input, output, position, g, items, pairs);
-                });
+        const bool runs = with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 0>, RowWindow<3, 2, 1>>(
+            [&](auto window) { return even && is_window<decltype(window)>(g); },
+            [&](auto window) {
+              const int64_t groups = (p.ow + kRunOutputs - 1) / kRunOutputs;
+              const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.oh, groups, 1);
+              error = launch(max_pool2d_runs<decltype(window), T, P>, {blocks_for(items.count), kThreads},
+                             stream, input, output, position, g, items, pairs);
+            });
         if (runs) return error;
       }
+    }
+    if (takes_strips(p)) {
+      const auto items = PoolItems<int32_t>::of(tiles_of(images_of(p), kStripPlanes<T>), 1,
+                                                tiles_of(p.oh, kStripRows), tiles_of(p.ow, kStripColumns), 1);
+      return launch(max_pool2d_strips<T, P>, {blocks_for(items.count), kThreads}, stream, input, output,
+                    position, geometry_of(p), items, static_cast<int32_t>(images_of(p)));
     }
     if (wide && takes_tiles<T>(p)) {
       constexpr int V = kVectorWidth<T>;
@@ -259,16 +278,14 @@ cudaError_t launch_backward(const MaxPool2dBackwardParams& p, cudaStream_t strea
               [&](auto window) { run_bands(window, std::true_type{}); }) ||
           with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 0>, RowWindow<3, 2, 1>>(
               [&](auto window) { return is_window<decltype(window)>(g); },
-              [&](auto window) { run_bands(window, std::false_type{}); }) ||
-          with_window<RowWindow<3, 1, 1>>(
-              [&](auto window) { return wide && takes_rows<decltype(window)>(g, kRowInputs<T>); },
-              [&](auto window) {
-                const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.h, p.w / kRowInputs<T>, 1);
-                error = launch(max_pool2d_rows_backward<decltype(window), T, P>,
-                               {blocks_for(items.count), kThreads}, stream, grad_output, position, grad_input,
-                               g, items);
-              });
+              [&](auto window) { run_bands(window, std::false_type{}); });
       if (taken) return error;
+    }
+    if (takes_strips(p)) {
+      const auto items = PoolItems<int32_t>::of(images_of(p), 1, tiles_of(p.h, kStripRows),
+                                                tiles_of(p.w, kGradientColumns), 1);
+      return launch(max_pool2d_strips_backward<T>, {blocks_for(items.count), kThreads}, stream, grad_output,
+                    position, grad_input, geometry_of(p), items);
     }
     if (wide && takes_tiles<T>(p)) {
       constexpr int V = kVectorWidth<T>;

@@ -118,6 +118,11 @@ struct RunningMax {
     return single;
   }
 
+  D2LFAST_HOST_DEVICE void move(int32_t positions) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) position[v] += positions;
+  }
+
   // What comes after all of this in scanning order.
   D2LFAST_HOST_DEVICE void take(const RunningMax& later) {
 #pragma unroll
@@ -185,6 +190,11 @@ struct RunningMax<T, V, P> {
 #pragma unroll
     for (int i = 0; i < V / 2; ++i) single.position[i] = static_cast<uint32_t>(position) * 0x10001u;
     return single;
+  }
+
+  D2LFAST_HOST_DEVICE void move(int32_t positions) {
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) position[i] += static_cast<uint32_t>(positions) * 0x10001u;
   }
 
   D2LFAST_HOST_DEVICE void take(const RunningMax& later) {

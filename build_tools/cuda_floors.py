@@ -171,9 +171,10 @@ Written by `python build_tools/cuda_floors.py --write`; nothing here is measured
 for the bytes that a pass has to move at 4.3 TB/s, or for its operations at 790 TFLOP/s, whichever is longer:
 bfloat16, the book's batch (after the network's name), forward / forward and backward. `kernels`: of a
 convolution the algorithm that the table takes, by passes where they differ, of which `direct` is the kernels
-`depthwise_*`, `direct_tiles` and `direct_weight` or `depthwise_weight*`; dense layers that are `aten`
-have `implicit_gemm` by name, and 3x3 ones in float32 `winograd`. Registers, shared memory and spills of each
-kernel, and the recurrent layers, are in [performance.md](performance.md#cuda-computed-floors).
+`depthwise_*`, in 16 bits `tile_products` and `weight_products`, elsewhere `direct_tiles` and `direct_weight`;
+dense layers that are `aten` have `implicit_gemm` by name, and 3x3 ones in float32 `winograd`. Registers,
+shared memory and spills of each kernel, and the recurrent layers, are in
+[performance.md](performance.md#cuda-computed-floors).
 
 {floors(book())}
 

@@ -24,7 +24,12 @@ inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {
   const int64_t channels = s.channels / s.groups, results = s.result_channels / s.groups;
   const bool halves = s.dtype == DType::kBFloat16 || s.dtype == DType::kFloat16;
   if (pass == Conv2dPass::kGradWeight) {
-    return s.groups > 1 ? channels <= 8 && results <= 8 : channels * results <= 128;
+    // On tensor cores, as long as the windows of a few neighbouring pixels fit into shared memory.
+    const int64_t rows = (s.kernel_h - 1) * s.dilation[0] + 1;
+    const int64_t columns = (s.kernel_w - 1) * s.dilation[1] + 1 + 8 * s.stride[1];
+    const bool products = halves && std::max(rows, columns) <= 1024 && rows * columns <= 1024;
+    if (s.groups > 1) return std::max(channels, results) <= (products ? 32 : 8);
+    return channels * results <= 128 || (products && channels <= 8 && results <= 128);
   }
   // On tensor cores, as long as a group's weights fit into shared memory.
   const bool products = halves && channels * results * s.kernel_h * s.kernel_w <= int64_t{1} << 15;

@@ -217,19 +217,26 @@ def test_direct_convolution(groups, dtype, layout, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_direct_weight_gradient(layout):
-    """Channels of 256 elements, whose gradient one block computes."""
+@pytest.mark.parametrize("own", [1, 4])
+def test_direct_weight_gradient(own, layout):
+    """Groups of `own` channels of 256 elements, the last of whose gradients one block computes."""
     channels = 2**24
     input, grad = (torch.empty((4, channels, 8, 8), dtype=HALF, memory_format=layout) for _ in range(2))
     for tensor in (input, grad):
         tensor[:, -32:] = torch.randn(4, 32, 8, 8)
-    weight = torch.zeros(channels, 1, 1, 1, dtype=HALF, requires_grad=True)
+    weight = torch.zeros(channels, own, 1, 1, dtype=HALF, requires_grad=True)
     with Launches("dry"):
-        output = ops.conv2d(input, weight, None, [1, 1], [0, 0], [1, 1], channels, "none", "direct")
-    own = 1 if layout is torch.contiguous_format else 32
-    ours = gradient(output, weight, grad)[0][-own:].flatten()
-    wanted = (input[:, -own:].float() * grad[:, -own:].float()).sum((0, 2, 3))
-    torch.testing.assert_close(ours, wanted.half(), **CLOSE)
+        arguments = (None, [1, 1], [0, 0], [1, 1], channels // own)
+        output = ops.conv2d(input, weight, *arguments, "none", "direct")
+    of_block = 1 if layout is torch.contiguous_format and own == 1 else 16
+    last = gradient(output, weight, grad)[0][-of_block:]
+    groups = (
+        tensor[:, -of_block:].float().unflatten(1, (-1, own)).permute(1, 2, 0, 3, 4).flatten(2)
+        for tensor in (grad, input)
+    )
+    results, sources = groups
+    wanted = (results @ sources.transpose(1, 2)).flatten(0, 1)
+    torch.testing.assert_close(last.flatten(1), wanted.half(), **CLOSE)
 
 
 LAST = torch.channels_last

@@ -459,6 +459,126 @@ def test_direct_convolution_on_tensor_cores(name, dtype):
         torch.testing.assert_close(ours, theirs.to(dtype), rtol=0, atol=0)
 
 
+# Of weight gradients, beside PRODUCTS.
+WEIGHTS = {
+    "units of groups and a part": ((1, 44, 6, 8), 44, (3, 3), 11, 1, 1, 1),
+    "groups of 3 to 4": ((1, 21, 7, 8), 28, (3, 3), 7, 1, 1, 1),
+    "groups of 4 to 20": ((1, 12, 8, 9), 60, (3, 3), 3, 1, 1, 1),
+    "groups of 8 to 40": ((1, 16, 7, 8), 80, (3, 2), 2, 1, 1, 1),
+    "groups of 40 to 8": ((1, 80, 5, 6), 16, (3, 3), 2, 1, 1, 1),
+    "1 to 3 channels": ((2, 5, 9, 8), 15, (5, 5), 5, 1, 2, 1),
+    "a row of several tiles": ((1, 8, 2, 1100), 8, (1, 3), 2, 1, 1, 1),
+    "a row of several tiles of 1 channel": ((1, 1, 3, 1100), 16, (3, 3), 1, 1, 1, 1),
+    "rows of several tiles": ((1, 16, 60, 41), 16, (3, 3), 4, 1, 1, 1),
+    "rows of several tiles, stride 2": ((1, 16, 81, 70), 16, (3, 3), 4, 2, (0, 1), 1),
+    "images of several tiles": ((37, 16, 8, 8), 16, (3, 3), 4, 1, 1, 1),
+    "images of odd planes": ((37, 16, 7, 7), 16, (3, 3), 4, 1, 1, 1),
+    "odd rows of even planes": ((3, 16, 6, 9), 16, (3, 3), 4, 1, 1, 1),
+    "no padding, stride 3, dilated": ((2, 16, 19, 18), 16, (2, 3), 2, 3, 0, (2, 3)),
+    "padding beyond the kernel": ((1, 8, 5, 6), 8, (3, 3), 2, 1, 4, 1),
+    "one pixel": ((1, 8, 1, 1), 8, (1, 1), 2, 1, 0, 1),
+    "many chunks": ((1, 24, 9, 8), 40, (5, 5), 1, 1, 2, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("name", PRODUCTS | WEIGHTS)
+def test_weight_gradient_on_tensor_cores(name, dtype):
+    """Integers, whose sums are exact and rounded once."""
+    shape, outputs, kernel, groups, *options = (PRODUCTS | WEIGHTS)[name]
+    pairs = [[option] * 2 if isinstance(option, int) else list(option) for option in options]
+    for layout in LAYOUTS:
+        weight = torch.zeros(outputs, shape[1] // groups, *kernel, dtype=dtype, requires_grad=True)
+        input = torch.randint(-2, 3, shape).to(dtype).to(memory_format=layout)
+        with Launches("dry"):
+            output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
+        grad = torch.randint(-1, 2, output.shape).to(dtype).to(memory_format=layout)
+        with Launches() as made:
+            ours = torch.autograd.grad(output, weight, grad)[0]
+        assert ["WeightTiles" in kernel for *_, kernel in made] == [True, False]  # and their sum
+        assert "several tiles" not in name or made[0][0][0] > 1
+        exact = weight.detach().double().requires_grad_()
+        wanted = torch.nn.functional.conv2d(input.double(), exact, None, *pairs, groups)
+        theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
+        torch.testing.assert_close(ours, theirs.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["groups of 2", "groups of 3", "groups of 16", "5x5 of 1 channel"])
+def test_weight_gradient_of_one_value(name, value):
+    """It stays with its channel and its taps: pixels that fill fragments meet zeros on both sides."""
+    shape, outputs, kernel, groups, *options = (PRODUCTS | WEIGHTS)[name]
+    pairs = [[option] * 2 for option in options]
+    for layout in LAYOUTS:
+        for place in ((0, -1, 0, 0), (0, -1, 3, 4), (0, 0, -1, -1)):
+            weight = torch.zeros(outputs, shape[1] // groups, *kernel, dtype=HALF, requires_grad=True)
+            input = torch.randint(-2, 3, shape).to(HALF).to(memory_format=layout)
+            input[place] = value
+            exact = weight.detach().double().requires_grad_()
+            output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
+            wanted = torch.nn.functional.conv2d(input.double(), exact, None, *pairs, groups)
+            grad = torch.randint(1, 3, output.shape).to(HALF).to(memory_format=layout)
+            ours = torch.autograd.grad(output, weight, grad)[0]
+            theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
+            torch.testing.assert_close(ours, theirs.to(HALF), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("name", ["groups of 4", "groups of 16", "3x3 of 1 channel", "7x7 of 3 channels"])
+def test_weight_gradient_of_random_values(name, dtype):
+    """The error of one rounding, and of sums in float; again the same bits."""
+    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    pairs = [[option] * 2 for option in options]
+    input, weight = torch.randn(shape).to(dtype), torch.randn(outputs, shape[1] // groups, *kernel).to(dtype)
+    for layout in LAYOUTS:
+        leaf = weight.clone().requires_grad_()
+        output = ops.conv2d(input.to(memory_format=layout), leaf, None, *pairs, groups, "none", "direct")
+        grad = torch.randn(output.shape).to(dtype).to(memory_format=layout)
+        ours = torch.autograd.grad(output, leaf, grad, retain_graph=True)[0]
+        exact = weight.double().requires_grad_()
+        wanted = torch.nn.functional.conv2d(input.double(), exact, None, *pairs, groups)
+        theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
+        pixels = grad.numel() // outputs
+        bound = torch.finfo(dtype).eps / 2 * theirs.abs() + pixels**0.5 * 8 * 2.0**-23
+        assert ((ours.double() - theirs).abs() <= bound).all()
+        assert torch.equal(ours, torch.autograd.grad(output, leaf, grad)[0])
+
+
+# input, result channels, kernel, groups, dilation, and what the table says
+CHOSEN = {
+    "groups of 4": ((1, 64, 9, 9), 64, (3, 3), 16, 1, "direct"),
+    "groups of 32": ((1, 64, 9, 9), 64, (3, 3), 2, 1, "direct"),
+    "groups of 64": ((1, 128, 9, 9), 128, (3, 3), 2, 1, "aten"),
+    "a first layer": ((1, 3, 20, 20), 64, (7, 7), 1, 1, "direct"),
+    "a window of a thousand pixels": ((1, 32, 40, 40), 32, (3, 3), 2, 19, "aten"),
+    "depthwise": ((1, 16, 9, 9), 16, (3, 3), 16, 1, "direct"),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_computes_weight_gradients(name):
+    """Products of 16-bit tensors that are not depthwise; by name where the table has torch's."""
+    shape, outputs, kernel, groups, dilation, algorithm = CHOSEN[name]
+    filters = (outputs, shape[1] // groups, *kernel)
+    options = {"padding": dilation, "dilation": dilation, "groups": groups}
+    for layout in LAYOUTS:
+        last = layout is torch.channels_last
+        names = d2lfast.explain(
+            "conv2d", shape, filters, **options, dtype=HALF, device="cuda", channels_last=last
+        )
+        assert names["grad_weight"] == algorithm
+        for dtype in (HALF, BRAIN, SINGLE):
+            input = torch.randn(shape).to(dtype).to(memory_format=layout)
+            weight = torch.randn(filters).to(dtype).requires_grad_()
+            pairs = ([1, 1], [dilation] * 2, [dilation] * 2)
+            with Launches("dry") as made:
+                output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
+                torch.autograd.grad(output, weight, torch.ones_like(output))
+            kernels = [kernel for *_, kernel in made if "Conv2dWeightParams" in kernel]
+            products = dtype != SINGLE and name != "depthwise"
+            assert ["WeightTiles" in kernel for kernel in kernels] == [products]
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("name", ["groups of 2", "groups of 3", "3x3 of 1 channel", "5x5 of 1 channel"])
 def test_direct_convolution_of_one_value(name, value):

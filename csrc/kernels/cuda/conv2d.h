@@ -71,7 +71,7 @@ constexpr int64_t kMaxConv2dTaps = 256;  // of the direct kernels
 // Each launches on `stream`, waits for nothing and allocates nothing; the tensors are not empty. An image of
 // more than int32 elements is cudaErrorInvalidValue.
 cudaError_t launch_conv2d_direct(const Conv2dDirectParams& params, DType dtype, cudaStream_t stream);
-int32_t conv2d_weight_splits(const Conv2dWeightParams& params);
+int32_t conv2d_weight_splits(const Conv2dWeightParams& params, DType dtype);
 cudaError_t launch_conv2d_weight(const Conv2dWeightParams& params, DType dtype, cudaStream_t stream);
 cudaError_t launch_conv2d_implicit(const Conv2dImplicitParams& params, DType dtype, cudaStream_t stream);
 int32_t conv2d_implicit_weight_splits(const Conv2dImplicitWeightParams& params);

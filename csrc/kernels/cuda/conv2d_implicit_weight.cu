@@ -64,6 +64,30 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 }
 
+// Of few elements, whose parts' addition would wait for memory part by part: 32 threads each add every 32nd,
+// and then what they have.
+constexpr int kAddedElements = 8, kAdders = kThreads / kAddedElements;
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    add_many_parts(const Compute<T>* partial, T* result, int32_t splits, int64_t count) {
+  using A = Compute<T>;
+  D2LFAST_SHARED(A, sums, kThreads / 32 * kAddedElements);
+  const int32_t thread = threadIdx.x, element = thread % kAddedElements;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kAddedElements + element;
+  A sum = 0;
+  if (at < count) {
+#pragma unroll 4
+    for (int32_t s = thread / kAddedElements; s < splits; s += kAdders) sum += partial[s * count + at];
+  }
+  for (int mask = 16; mask >= kAddedElements; mask /= 2) sum += shuffle_xor(sum, mask);
+  if (thread % 32 < kAddedElements) sums[thread / 32 * kAddedElements + element] = sum;
+  __syncthreads();
+  if (thread >= kAddedElements || at >= count) return;
+  for (int warp = 1; warp < kThreads / 32; ++warp) sum += sums[warp * kAddedElements + element];
+  result[at] = from_compute<T>(sum);
+}
+
 int32_t tile_columns(const Conv2dImplicitWeightParams& p) {
   const int64_t wide = (p.result_channels + 127) / 128, narrow = (p.result_channels + 63) / 64;
   return wide * kTileCycles<128> < narrow * kTileCycles<64> ? 128 : 64;
@@ -123,6 +147,11 @@ cudaError_t launch_add_parts(const void* partial, void* result, int32_t splits, 
                              cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
+    if (splits >= 16 && count <= kMaxBlocks * kAddedElements) {
+      const auto blocks = static_cast<unsigned>((count + kAddedElements - 1) / kAddedElements);
+      return launch(add_many_parts<T>, {blocks, kThreads}, stream, static_cast<const Compute<T>*>(partial),
+                    static_cast<T*>(result), splits, count);
+    }
     return launch(add_parts<T>, {blocks_for(count), kThreads}, stream,
                   static_cast<const Compute<T>*>(partial), static_cast<T*>(result), splits, count);
   });

@@ -48,6 +48,12 @@ __device__ __forceinline__ void store_shared(T* address, const Vector<T, V>& val
   store(address, value);
 }
 
+// 16 bytes, as words, of elements that are shorter: nvcc would take vectors of these apart.
+template <typename T>
+__device__ __forceinline__ void store_shared_words(T* address, const Vector<uint32_t, 4>& words) {
+  store(reinterpret_cast<uint32_t*>(address), words);
+}
+
 constexpr unsigned kFullWarp = 0xffffffffu;
 
 template <typename T>

@@ -161,7 +161,7 @@ at::Tensor direct_weight_gradient(const Conv2dShape& s, const at::Tensor& gradie
                                   axis_of(s, 1, false),
                                   is_channels_last(format),
                                   1};
-  params.splits = cuda::conv2d_weight_splits(params);
+  params.splits = cuda::conv2d_weight_splits(params, s.dtype);
   const at::Tensor partial = at::empty({params.splits, weight.numel()},
                                        weight.options().dtype(accumulator_type(weight.scalar_type())));
   params.partial = partial.mutable_data_ptr();

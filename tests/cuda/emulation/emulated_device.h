@@ -130,6 +130,13 @@ void store_shared(SharedPointer<T> address, const Vector<T, V>& value) {
 }
 
 template <typename T>
+void store_shared_words(SharedPointer<T> address, const Vector<uint32_t, 4>& words) {
+  Vector<T, 16 / sizeof(T)> value;
+  std::memcpy(&value, &words, sizeof(value));
+  store_shared(address, value);
+}
+
+template <typename T>
 T shuffle(T value, int lane) {
   T other;
   std::memcpy(&other, Grid::get().exchange(&value, sizeof(T))[lane % emulation::kWarp], sizeof(T));

@@ -146,7 +146,7 @@ __device__ __forceinline__ void convolve_pixels(const Conv2dDirectParams& p, con
   Lanes<T, V> factor[kFactorRows<K, kRows>][K];
 #pragma unroll kUnrolled < K, kRows>
   for (int i = 0; i < (kRows - 1) * S + K; ++i) {
-    const bool row_inside = kInside || static_cast<uint32_t>(top + i) < static_cast<uint32_t>(p.h.source);
+    const bool row_inside = kInside || is_below(top + i, p.h.source);
     if (i < K) {
 #pragma unroll
       for (int j = 0; j < K; ++j) {

@@ -84,7 +84,7 @@ struct PlaneRow {
       T value[kLeft + S * kBody + kRight] = {};
 #pragma unroll
       for (int i = -kBefore; i < kReach - kBefore; ++i) {
-        const bool valid = inside && static_cast<uint32_t>(column + i) < static_cast<uint32_t>(columns);
+        const bool valid = inside && is_below(column + i, columns);
         if (valid) value[kLeft + i] = from[i];
       }
       left = Lanes<T, kLeft>::gather(value, 1);
@@ -112,7 +112,7 @@ struct PlaneRows {
   // The elements of the next row.
   template <bool kWide>
   __device__ __forceinline__ void next(Compute<T> (&x)[PlaneRow<T, K, S>::kReach]) {
-    const bool inside = static_cast<uint32_t>(row) < static_cast<uint32_t>(h.source);
+    const bool inside = is_below(row, h.source);
     PlaneRow<T, K, S> elements;
     elements.template read<kWide>(from, column, w.source, inside);
     from = computed_once(from + w.source);
@@ -149,7 +149,7 @@ __device__ __forceinline__ void read_pixels(const T* line, int32_t step, int32_t
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     value[j] = Lanes<T, V>::of(T{});
-    const bool inside = kInside || static_cast<uint32_t>(left + j) < static_cast<uint32_t>(columns);
+    const bool inside = kInside || is_below(left + j, columns);
     if (row_inside && inside) value[j] = Lanes<T, V>::read(line + j * step);
   }
 }

@@ -112,7 +112,7 @@ __device__ __forceinline__ void correlate_pixels(const Conv2dWeightParams& p, co
   }
 #pragma unroll
   for (int i = 0; i < (kRows - 1) * S + K; ++i) {
-    const bool row_inside = kInside || static_cast<uint32_t>(top + i) < static_cast<uint32_t>(p.h.source);
+    const bool row_inside = kInside || is_below(top + i, p.h.source);
     Lanes<T, V> value[kReach];
     read_pixels<kInside>(line, p.groups, left, p.w.source, row_inside, value);
     line = computed_once(line + p.w.source * p.groups);

@@ -7,6 +7,11 @@ namespace d2lfast::cuda {
 
 __device__ inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
+// Whether a position is one of `count`.
+__device__ inline bool is_below(int32_t position, int32_t count) {
+  return static_cast<uint32_t>(position) < static_cast<uint32_t>(count);
+}
+
 // Whether a tap of the result position meets the source, and where.
 template <bool kTransposed>
 __device__ bool source_of(const Conv2dAxis& axis, int32_t result, int32_t tap, int32_t& source) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "conv2d.h"
 #include "conv2d_element.cuh"
@@ -117,7 +118,7 @@ class ImplicitCopies {
       : p_(p), items_(items), place_(place) {
     const int32_t c = static_cast<int>(threadIdx.x) % kPieces * kPiece;
     const int64_t image = int64_t{p.h.source} * p.w.source * p.source_channels;
-    source_ = static_cast<const T*>(p.source) + int64_t{place.first.image} * image + c;
+    source_ = computed_once(static_cast<const T*>(p.source) + int64_t{place.first.image} * image + c);
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       const int32_t index = row() + i * kRowsAtOnce;
@@ -132,7 +133,7 @@ class ImplicitCopies {
     channel_ = place.channel + row();
     channels_left_ = p.source_channels - c;
     const int64_t filter = int64_t{p.h.kernel} * p.w.kernel * p.source_channels;
-    weight_ = static_cast<const T*>(p.weight) + c + channel_ * filter;
+    weight_ = computed_once(static_cast<const T*>(p.weight) + c + channel_ * filter);
     next_tap();
   }
 
@@ -148,24 +149,25 @@ class ImplicitCopies {
   template <typename Pointer>
   __device__ __forceinline__ void begin(Pointer pixels, Pointer channels, int pitch) {
     if (kh_ < p_.h.kernel) {
-      // The same for all threads.
-      const int64_t c = int64_t{channel_step_} * kStep;
-      const int64_t shift = (int64_t{h_offset_} * p_.w.source + w_offset_) * p_.source_channels + c;
+      // The same for all threads. Of pixels that exist the distance is in range, of others it may wrap.
+      using Wrapping = std::make_unsigned_t<Offset>;
+      const int32_t c = channel_step_ * kStep;
+      const Wrapping line = static_cast<Wrapping>(h_offset_) * static_cast<Wrapping>(p_.w.source);
+      const Wrapping shift = (line + static_cast<Wrapping>(w_offset_)) * p_.source_channels + c;
       const int64_t tap = int64_t{kh_ * p_.w.kernel + kw_} * p_.source_channels + c;
       const int64_t filters = int64_t{p_.h.kernel} * p_.w.kernel * p_.source_channels * kRowsAtOnce;
       const bool channel_inside = c < channels_left_;
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) {
-        const int32_t h = top_[i] + h_offset_, w = start_[i] + w_offset_;
-        const bool valid = channel_inside && h >= 0 && h < p_.h.source && w >= 0 && w < p_.w.source;
-        const T* from = valid ? source_ + (shift + corner_[i]) : static_cast<const T*>(p_.source);
+        const bool valid = channel_inside && is_below(top_[i] + h_offset_, p_.h.source) &&
+                           is_below(start_[i] + w_offset_, p_.w.source);
+        const T* from = source_ + static_cast<Offset>(static_cast<Wrapping>(corner_[i]) + shift);
         copy_async_16(pixels + i * kRowsAtOnce * pitch, from, valid);
       }
 #pragma unroll
       for (int i = 0; i < kChannels; ++i) {
         const bool valid = channel_inside && channel_ + i * kRowsAtOnce < p_.result_channels;
-        const T* from = valid ? weight_ + tap + i * filters : static_cast<const T*>(p_.weight);
-        copy_async_16(channels + i * kRowsAtOnce * pitch, from, valid);
+        copy_async_16(channels + i * kRowsAtOnce * pitch, weight_ + tap + i * filters, valid);
       }
       if (++channel_step_ == items_.channel_steps) {
         channel_step_ = 0;

@@ -47,10 +47,14 @@ class ImplicitWeightCopies {
       : p_(p), items_(items), place_(place) {
     const int thread = static_cast<int>(threadIdx.x);
     const int32_t row = place.row + thread % kLeftPieces * kPiece, tap = row / p.source_channels;
-    c_ = row - tap * p.source_channels;
-    kh_ = tap / p.w.kernel;  // none of a row outside
-    kw_ = tap - kh_ * p.w.kernel;
-    channel_ = place.channel + thread % kRightPieces * kPiece;
+    source_ = computed_once(static_cast<const T*>(p.source) + (row - tap * p.source_channels));
+    const int32_t kh = tap / p.w.kernel, kw = tap - kh * p.w.kernel;
+    // Outside of every image: a row past the last tap's.
+    top_ = kh < p.h.kernel ? kh * p.h.dilation - p.h.pad : -(1 << 30);
+    start_ = kw * p.w.dilation - p.w.pad;
+    const int32_t channel = place.channel + thread % kRightPieces * kPiece;
+    gradient_ = computed_once(static_cast<const T*>(p.gradient) + channel);
+    channel_inside_ = channel < p.result_channels;
   }
 
   // Begins the copies of a step's pixels, to this thread's places in its first lines of `pitch` elements.
@@ -58,29 +62,24 @@ class ImplicitWeightCopies {
   __device__ __forceinline__ void begin(int32_t from, Pointer left, int left_pitch, Pointer right,
                                         int right_pitch) {
     const int thread = static_cast<int>(threadIdx.x);
-    const int64_t image_size = int64_t{p_.h.source} * p_.w.source * p_.source_channels;
+    // Products of 32 bits with a result of 64.
+    const int32_t image_size = p_.h.source * p_.w.source * p_.source_channels;
 #pragma unroll
     for (int i = 0; i < kStep / kLeftLines; ++i) {
       const int32_t pixel = from + thread / kLeftPieces + i * kLeftLines;
-      bool valid = kh_ < p_.h.kernel && pixel < place_.end;
-      int64_t at = 0;
-      if (valid) {
-        int32_t rest = pixel, h, w;
-        const int32_t column = take_remainder(rest, items_.columns);
-        const int32_t result_row = take_remainder(rest, items_.rows);
-        valid = source_of<false>(p_.h, result_row, kh_, h) & source_of<false>(p_.w, column, kw_, w);
-        if (valid) {
-          at = rest * image_size + (static_cast<int64_t>(h) * p_.w.source + w) * p_.source_channels + c_;
-        }
-      }
-      copy_async_16(left + i * kLeftLines * left_pitch, static_cast<const T*>(p_.source) + at, valid);
+      int32_t image = pixel;
+      const int32_t w = take_remainder(image, items_.columns) * p_.w.stride + start_;
+      const int32_t h = take_remainder(image, items_.rows) * p_.h.stride + top_;
+      const bool valid = pixel < place_.end && is_below(h, p_.h.source) && is_below(w, p_.w.source);
+      const uint32_t place = (static_cast<uint32_t>(h) * p_.w.source + w) * p_.source_channels;
+      const T* at = source_ + (int64_t{image} * image_size + static_cast<int32_t>(place));
+      copy_async_16(left + i * kLeftLines * left_pitch, at, valid);
     }
 #pragma unroll
     for (int i = 0; i < kStep / kRightLines; ++i) {
       const int32_t pixel = from + thread / kRightPieces + i * kRightLines;
-      const bool valid = pixel < place_.end && channel_ < p_.result_channels;
-      const int64_t at = valid ? static_cast<int64_t>(pixel) * p_.result_channels + channel_ : 0;
-      copy_async_16(right + i * kRightLines * right_pitch, static_cast<const T*>(p_.gradient) + at, valid);
+      copy_async_16(right + i * kRightLines * right_pitch, gradient_ + int64_t{pixel} * p_.result_channels,
+                    channel_inside_ && pixel < place_.end);
     }
     commit_async();
   }
@@ -89,7 +88,9 @@ class ImplicitWeightCopies {
   const Conv2dImplicitWeightParams& p_;
   const ImplicitWeightItems& items_;
   const ImplicitWeightPlace& place_;
-  int32_t c_, kh_, kw_, channel_;
+  const T *source_, *gradient_;
+  int32_t top_, start_;
+  bool channel_inside_;
 };
 
 // Columns channel + 8j + 2t and the next of a row of the part; there are even numbers of channels.

@@ -18,7 +18,7 @@ constexpr Flight flight(int singles, Flight of_16, Flight of_32, Flight of_64) {
   return sizeof(T) == 2 ? of_16 : sizeof(T) == 4 ? of_32 : of_64;
 }
 template <typename T, int K>
-constexpr Flight kMoments = flight<T, K>(4, {4, 4}, {1, 4}, {1, 2});
+constexpr Flight kMoments = flight<T, K>(8, {4, 4}, {1, 4}, {1, 2});
 template <typename T>
 constexpr Flight kMomentsOfImages = flight<T, kPiece>(0, {4, 3}, {1, 4}, {1, 2});
 template <typename T>
@@ -26,7 +26,7 @@ constexpr Flight kNormalizedPlanes = flight<T, kPiece>(0, {2, 4}, {1, 4}, {1, 2}
 template <typename T, int K>
 constexpr Flight kNormalizedColumns = flight<T, K>(4, {4, 2}, {1, 4}, {1, 2});
 template <typename T, int K>
-constexpr Flight kGradientPlanes = flight<T, K>(2, {2, 3}, {1, 4}, {1, 2});
+constexpr Flight kGradientPlanes = flight<T, K>(4, {2, 3}, {1, 4}, {1, 2});
 template <typename T, int K>
 constexpr Flight kGradientColumns = flight<T, K>(2, {2, 2}, {1, 2}, {1, 1});
 
@@ -678,7 +678,7 @@ struct Reduction {
       // Threads of several images, since each begins and ends in many instructions. Few images are read by
       // blocks of one row, unless these had more channels than their memory takes.
       const bool few = p.batch < kWarps && p.pixels >= kPiece && row_size(p) > kPiece * kThreads / 2;
-      shape = column_shape(p, kPiece, kReducingBlocks, 8, few ? kThreads : 32);
+      shape = column_shape(p, kPiece, kReducingColumnBlocks, 8, few ? kThreads : 32);
       const int64_t width = shape.block.x * kPiece, across = shape.grid.x;
       spread = static_cast<int>(std::min((p.pixels + 2 * width - 2) / width, across));
     } else {

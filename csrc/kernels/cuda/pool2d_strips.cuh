@@ -33,7 +33,7 @@ D2LFAST_HOST_DEVICE void pool_strip_item(Index item, const T* input, T* output, 
 #pragma unroll
   for (int j = 0; j < kTileSpan; ++j) column[j] = computed_once(input + (first * size + columns.at[j]));
   const auto reduce = [&](int32_t h, Max(&to)[kStripColumns]) {
-    const Index row = (h < 0 ? 0 : h < g.height ? h : g.height - 1) * g.width;
+    const Index row = (h < g.height ? h : g.height - 1) * g.width;
     Max line[kTileSpan];
 #pragma unroll
     for (int j = 0; j < kTileSpan; ++j) {
@@ -52,7 +52,7 @@ D2LFAST_HOST_DEVICE void pool_strip_item(Index item, const T* input, T* output, 
   P* taps = nullptr;
   if constexpr (!std::is_same_v<P, NoPosition>) taps = computed_once(position + (first * out_size + ow));
   Max above[kStripColumns], here[kStripColumns], below[kStripColumns], last[kStripColumns];
-  reduce(begin - g.pad_h, above);
+  reduce(begin < g.pad_h ? 0 : begin - g.pad_h, above);
   reduce(begin - g.pad_h + 1, here);
 #pragma unroll
   for (int c = 0; c < kStripColumns; ++c) above[c].move(begin < g.pad_h ? 3 : 0);
@@ -114,7 +114,7 @@ D2LFAST_HOST_DEVICE void pool_strip_backward_item(Index item, const T* grad_outp
   int32_t tap[kWindows];
 #pragma unroll
   for (int j = 0; j < kWindows; ++j) {
-    inside[j] = left + j >= 0 && left + j < g.out_width;
+    inside[j] = static_cast<uint32_t>(left + j) < static_cast<uint32_t>(g.out_width);
     tap[j] = 9;
   }
   // Of three rows by turns: the windows of a row add to it and to the two after it.
@@ -145,7 +145,7 @@ D2LFAST_HOST_DEVICE void pool_strip_backward_item(Index item, const T* grad_outp
         }
       }
     }
-    T* row = result + h * g.width;
+    T* row = computed_once(result + h * g.width);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       if (h >= begin && h < end && w + c < g.width) row[c] = from_compute<T>(sum[kTurn][c]);

@@ -12,6 +12,8 @@ __device__ inline bool is_below(int32_t position, int32_t count) {
   return static_cast<uint32_t>(position) < static_cast<uint32_t>(count);
 }
 
+inline int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
 // Whether a tap of the result position meets the source, and where.
 template <bool kTransposed>
 __device__ bool source_of(const Conv2dAxis& axis, int32_t result, int32_t tap, int32_t& source) {

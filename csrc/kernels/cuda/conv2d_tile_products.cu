@@ -436,8 +436,6 @@ int64_t extent(const TileAxis& axis, int64_t results, int64_t taps) {
   return (results - 1) * axis.scale + (taps - 1) * axis.distance + 1;
 }
 
-int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 struct Plan {
   ProductTiles tiles{};
   int64_t blocks = 0, bytes = 0;

@@ -39,6 +39,7 @@ struct WeightTiles {
   int32_t gradient, pixels, entries;     // where they begin, in elements, and words
   Divider<int32_t> chunk_tiles, unit_tiles, tiles_of_group, row_tiles, column_tiles;
   Divider<int32_t> result_rows, result_columns, source_rows, source_columns;
+  Divider<int32_t> plane, gradient_threads, source_threads;  // threads of a piece
   Divider<int32_t> gradient_items, gradient_pieces, source_pieces, pieces_of_unit, blocks_of_chunk;
   Divider<int32_t> stride, kernel_h, kernel_w, source_channels, result_channels, results_of_unit;
   Divider<int32_t> sources_of_unit;
@@ -99,16 +100,19 @@ struct WeightTile {
   }
 };
 
-// A thread's own piece of pixels, and those that it takes of them: threads beyond the last piece rest.
+// A thread's own piece, and which pixels it takes of it: neighbouring threads have neighbouring pieces where
+// channels are last, neighbouring pixels elsewhere. Threads beyond the last piece rest.
 struct OwnPieces {
   int32_t piece, first, step;
 
-  __device__ explicit OwnPieces(const Divider<int32_t>& pieces) {
-    const int32_t all = pieces.divisor, thread = threadIdx.x;
-    first = pieces.divide(thread);
-    piece = thread - first * all;
-    step = pieces.divide(kThreads);
-    if (first >= step) first = 1 << 29;
+  __device__ OwnPieces(const Divider<int32_t>& pieces, const Divider<int32_t>& threads, bool channels_last)
+      : piece(threadIdx.x), first(threadIdx.x), step(threads.divisor) {
+    if (channels_last) {
+      piece = take_remainder(first, pieces);
+    } else {
+      first = take_remainder(piece, threads);
+    }
+    if (first >= step || piece >= pieces.divisor) first = 1 << 29;
   }
 };
 
@@ -146,70 +150,46 @@ __device__ inline void find_pixels(const Conv2dWeightParams& p, const WeightTile
   }
 }
 
-template <bool kPair, typename T, int kUnits>
-__device__ __forceinline__ void gather_gradient(const Conv2dWeightParams& p, const WeightTiles& tiles,
-                                                const WeightPlace& place, const WeightTile& tile,
-                                                SharedPointer<T> to) {
-  constexpr int kPieces = 2 * kUnits;  // of a unit
-  const int32_t width = p.groups * p.result_channels, plane = p.h.result * p.w.result;
-  const T* images = static_cast<const T*>(p.gradient) + tile.image * width * plane;
-  const int32_t items = tiles.gradient_items.divisor * tiles.gradient_pieces.divisor;
-  for (int32_t i = threadIdx.x; i < items; i += kThreads) {
-    int32_t piece = i, pixel = i;
-    if (p.channels_last) {
-      piece = take_remainder(pixel, tiles.gradient_pieces);
-    } else {
-      pixel = take_remainder(piece, tiles.gradient_items);
-    }
-    if (kPair) pixel *= 2;
-    int32_t image = pixel;
-    const int32_t column = take_remainder(image, tiles.result_columns) + tile.column;
-    const int32_t row = take_remainder(image, tiles.result_rows) + tile.row;
-    const int32_t within = piece % kPieces * kPiece;
-    const int32_t channel = place.first + piece / kPieces * tiles.unit_results + within;
-    const bool inside = image < tile.images && row < p.h.result && column < p.w.result;
-    const int32_t at = row * p.w.result + column;
-    uint32_t values[kPiece];
-    gather<kPair>(values,
-                  images + (p.channels_last ? (image * plane + at) * width + channel
-                                            : (image * width + channel) * plane + at),
-                  p.channels_last ? 1 : plane,
-                  inside ? least(tiles.unit_results - within, place.last - channel) : 0);
-    const auto target = to + (piece * tiles.gradient_plane + pixel) * kPiece;
-    store_piece(target, values);
-    if (kPair) store_second_piece(target + kPiece, values);
-  }
-}
-
-template <typename T, int kUnits>
+template <Staging kHow, typename T, int kUnits>
 __device__ __forceinline__ void stage_gradient(const Conv2dWeightParams& p, const WeightTiles& tiles,
                                                const WeightPlace& place, const WeightTile& tile,
                                                SharedPointer<T> to) {
-  if (tiles.gradient_staging == Staging::kPairs) {
-    return gather_gradient<true, T, kUnits>(p, tiles, place, tile, to);
-  }
-  if (tiles.gradient_staging == Staging::kSingle) {
-    return gather_gradient<false, T, kUnits>(p, tiles, place, tile, to);
-  }
-  const OwnPieces own(tiles.gradient_pieces);
-  const int32_t width = p.groups * p.result_channels, unit = own.piece / (2 * kUnits);
-  const int32_t within = own.piece % (2 * kUnits) * kPiece;
+  constexpr bool kPair = kHow == Staging::kPairs;
+  const OwnPieces own(tiles.gradient_pieces, tiles.gradient_threads, p.channels_last);
+  const int32_t width = p.groups * p.result_channels, plane = p.h.result * p.w.result;
+  const int32_t unit = own.piece / (2 * kUnits), within = own.piece % (2 * kUnits) * kPiece;
   const int32_t channel = place.first + unit * tiles.unit_results + within;
-  const bool there = within < tiles.unit_results && channel < place.last;
-  const T* images = static_cast<const T*>(p.gradient) +
-                    (tile.image * p.h.result + tile.row) * p.w.result * width + tile.column * width;
+  const int32_t there = least(tiles.unit_results - within, place.last - channel);
+  const int32_t next_pixel = p.channels_last ? width : 1, next_channel = p.channels_last ? 1 : plane;
+  const T* base = static_cast<const T*>(p.gradient) + tile.image * width * plane +
+                  static_cast<int64_t>(tile.row * p.w.result + tile.column) * next_pixel +
+                  static_cast<int64_t>(channel) * next_channel;
+  const int32_t rows = least(tiles.rows, p.h.result - tile.row), columns = p.w.result - tile.column;
   const int32_t count = pixels_of(p, tiles, tile);
   const auto own_to = to + own.piece * tiles.gradient_plane * kPiece;
-  for (int32_t pixel = own.first; pixel < tiles.gradient_items.divisor; pixel += own.step) {
-    int32_t at = pixel;
-    bool inside = there && pixel < count;
+  for (int32_t i = own.first; i < tiles.gradient_items.divisor; i += own.step) {
+    const int32_t pixel = kPair ? 2 * i : i;
+    int32_t image = 0, at = pixel;
+    bool inside = pixel < count;
     if (!tiles.whole_rows) {
-      int32_t row = pixel;
-      const int32_t column = take_remainder(row, tiles.result_columns);
-      inside = there && row < least(tiles.rows, p.h.result - tile.row) && tile.column + column < p.w.result;
-      at = row * p.w.result + column;
+      const int32_t column = take_remainder(at, tiles.result_columns);
+      inside = at < rows && column < columns;
+      at = at * p.w.result + column;
+    } else if (tiles.images > 1 && !p.channels_last) {
+      image = at;
+      at = take_remainder(image, tiles.plane);
     }
-    copy_async_16(own_to + pixel * kPiece, inside ? images + (at * width + channel) : images, inside);
+    const T* from = base + (image * width * plane + at * next_pixel);
+    const auto target = own_to + pixel * kPiece;
+    if constexpr (kHow == Staging::kVectors) {
+      inside = inside && there > 0;
+      copy_async_16(target, inside ? from : static_cast<const T*>(p.gradient), inside);
+    } else {
+      uint32_t values[kPiece];
+      gather<kPair>(values, from, next_channel, inside ? there : 0);
+      store_piece(target, values);
+      if (kPair) store_second_piece(target + kPiece, values);
+    }
   }
 }
 
@@ -220,68 +200,23 @@ __device__ inline int32_t place_of_column(const WeightTiles& tiles, int32_t x) {
   return remainder * tiles.phase + x;
 }
 
-template <bool kPair, typename T>
-__device__ __forceinline__ void gather_source(const Conv2dWeightParams& p, const WeightTiles& tiles,
-                                              const WeightPlace& place, const WeightTile& tile,
-                                              SharedPointer<T> to, SharedPointer<int32_t> entries) {
-  const int32_t width = p.groups * p.source_channels, plane = p.h.source * p.w.source;
-  const T* images = static_cast<const T*>(p.source) + tile.image * width * plane;
-  const int32_t top = tile.row * p.h.stride - p.h.pad;
-  const int32_t left = tile.column * p.w.stride - p.w.pad - tiles.lead;
-  const int32_t items =
-      tiles.images * tiles.source_rows.divisor * tiles.source_columns.divisor * tiles.source_pieces.divisor;
-  for (int32_t i = threadIdx.x; i < items; i += kThreads) {
-    int32_t image = i, piece = 0;
-    if (p.channels_last) piece = take_remainder(image, tiles.source_pieces);
-    int32_t x = take_remainder(image, tiles.source_columns);
-    const int32_t y = take_remainder(image, tiles.source_rows);
-    if (!p.channels_last) piece = take_remainder(image, tiles.source_pieces);
-    if (kPair) x *= 2;
-    int32_t unit = piece;
-    const int32_t q = take_remainder(unit, tiles.pieces_of_unit) * kPiece;
-    const int32_t h = top + y, w = left + x * (tiles.taps > 1 ? p.w.stride : 1);
-    const int32_t channel = place.source + unit * tiles.unit_sources;
-    const bool row_inside = h >= 0 && h < p.h.source && image < tile.images;
-    const int32_t at = h * p.w.source + w;
-    const T* from = images + (p.channels_last ? (image * plane + at) * width + channel
-                                              : (image * width + channel) * plane + at);
-    uint32_t values[kPiece];
-    if constexpr (kPair) {
-      const int32_t count = least(tiles.unit_sources, width - channel) - q;
-      gather<true>(values, from + q * plane, plane, row_inside && w >= 0 && w < p.w.source ? count : 0);
-    } else {
-#pragma unroll
-      for (int e = 0; e < kPiece; ++e) {
-        const auto entry = load_shared<kEntry>(entries + (q + e) * kEntry);
-        const int32_t column = w + entry.lane[1];
-        const bool inside =
-            row_inside && column >= 0 && column < p.w.source && channel + entry.lane[2] < width;
-        values[e] = inside ? from[entry.lane[0]].bits : 0;
-      }
-    }
-    const int32_t line = (image * tiles.source_rows.divisor + y) * tiles.pitch + piece * tiles.source_plane;
-    store_piece(to + (line + place_of_column(tiles, x)) * kPiece, values);
-    if (kPair) store_second_piece(to + (line + place_of_column(tiles, x + 1)) * kPiece, values);
-  }
-}
-
-template <typename T>
+template <Staging kHow, typename T>
 __device__ __forceinline__ void stage_source(const Conv2dWeightParams& p, const WeightTiles& tiles,
                                              const WeightPlace& place, const WeightTile& tile,
                                              SharedPointer<T> to, SharedPointer<int32_t> entries) {
-  if (tiles.source_staging == Staging::kPairs) {
-    return gather_source<true>(p, tiles, place, tile, to, entries);
-  }
-  if (tiles.source_staging == Staging::kSingle) {
-    return gather_source<false>(p, tiles, place, tile, to, entries);
-  }
-  const OwnPieces own(tiles.source_pieces);
-  const int32_t width = p.groups * p.source_channels;
+  constexpr bool kPair = kHow == Staging::kPairs;
+  const OwnPieces own(tiles.source_pieces, tiles.source_threads, p.channels_last);
+  const int32_t width = p.groups * p.source_channels, plane = p.h.source * p.w.source;
   int32_t unit = own.piece;
-  const int32_t q = take_remainder(unit, tiles.pieces_of_unit);
-  const int32_t channel = place.source + unit * tiles.unit_sources + q * kPiece;
-  const T* images = static_cast<const T*>(p.source) + tile.image * width * p.h.source * p.w.source;
-  const int32_t top = tile.row * p.h.stride - p.h.pad, left = tile.column * p.w.stride - p.w.pad;
+  const int32_t first = take_remainder(unit, tiles.pieces_of_unit) * kPiece;
+  const int32_t channel = place.source + unit * tiles.unit_sources;
+  const int32_t there = least(tiles.unit_sources, width - channel);
+  const int32_t next_pixel = p.channels_last ? width : 1, next_channel = p.channels_last ? 1 : plane;
+  const T* images = static_cast<const T*>(p.source) + tile.image * width * plane +
+                    static_cast<int64_t>(channel + (kHow == Staging::kSingle ? 0 : first)) * next_channel;
+  const int32_t top = tile.row * p.h.stride - p.h.pad;
+  const int32_t left = tile.column * p.w.stride - p.w.pad - tiles.lead;
+  const int32_t step = tiles.taps > 1 ? p.w.stride : kPair ? 2 : 1;
   const int32_t positions = tiles.images * tiles.source_rows.divisor * tiles.source_columns.divisor;
   const auto own_to = to + own.piece * tiles.source_plane * kPiece;
   for (int32_t i = own.first; i < positions; i += own.step) {
@@ -292,12 +227,33 @@ __device__ __forceinline__ void stage_source(const Conv2dWeightParams& p, const 
       image = line;
       y = take_remainder(image, tiles.source_rows);
     }
-    const int32_t h = top + y, w = left + x;
-    const bool inside =
-        h >= 0 && h < p.h.source && w >= 0 && w < p.w.source && image < tile.images && channel < width;
-    const T* from =
-        inside ? images + (((image * p.h.source + h) * p.w.source + w) * width + channel) : images;
-    copy_async_16(own_to + (line * tiles.pitch + place_of_column(tiles, x)) * kPiece, from, inside);
+    const int32_t h = top + y, w = left + x * step;
+    const bool row_inside = is_below(h, p.h.source) && image < tile.images;
+    const bool inside = row_inside && is_below(w, p.w.source);
+    const T* from = images + (image * width * plane + (h * p.w.source + w) * next_pixel);
+    const auto target = own_to + line * tiles.pitch * kPiece;
+    if constexpr (kHow == Staging::kVectors) {
+      const bool valid = inside && first < there;
+      copy_async_16(target + place_of_column(tiles, x) * kPiece,
+                    valid ? from : static_cast<const T*>(p.source), valid);
+    } else if constexpr (kPair) {
+      uint32_t values[kPiece];
+      gather<true>(values, from, next_channel, inside ? there - first : 0);
+      store_piece(target + place_of_column(tiles, 2 * x) * kPiece, values);
+      store_second_piece(target + place_of_column(tiles, 2 * x + 1) * kPiece, values);
+    } else {
+      const int32_t channels = row_inside ? there : 0;
+      uint32_t values[kPiece];
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) {
+        const auto entry = load_shared<kEntry>(entries + (first + e) * kEntry);
+        values[e] = 0;
+        if (is_below(w + entry.lane[1], p.w.source) && entry.lane[2] < channels) {
+          values[e] = from[entry.lane[0]].bits;
+        }
+      }
+      store_piece(target + place_of_column(tiles, x) * kPiece, values);
+    }
   }
 }
 
@@ -311,6 +267,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const auto gradient = staged + tiles.gradient;
   const auto pixels = dynamic_shared<int32_t>() + tiles.pixels;
   const auto entries = dynamic_shared<int32_t>() + tiles.entries;
+  D2LFAST_SHARED(int32_t, distances, kWarps* kBlocks);
   const int32_t thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const WeightPlace place(p, tiles);
 
@@ -323,8 +280,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
       const int32_t columns = tap * p.w.dilation;
       entries[v * kEntry] = p.channels_last ? columns * p.groups * p.source_channels + c
                                             : c * p.h.source * p.w.source + columns;
-      entries[v * kEntry + 1] = there ? columns : 1 << 29;  // outside of every row
-      entries[v * kEntry + 2] = c;
+      entries[v * kEntry + 1] = columns;
+      entries[v * kEntry + 2] = there ? c : INT32_MAX;
       entries[v * kEntry + 3] = 0;
     }
   }
@@ -333,20 +290,25 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int32_t chunk = job / tiles.units, unit = job - chunk * tiles.units;
   const int32_t block0 = place.first_block + chunk * tiles.chunk_blocks;
   const int32_t blocks = least(tiles.chunk_blocks, tiles.blocks - block0);
-  // From a pixel to the lane's piece of a pair of column blocks, in elements.
-  int32_t distance[kPairs];
-#pragma unroll
-  for (int q = 0; q < kPairs; ++q) {
-    int32_t tap = least(block0 + 2 * q + lane / 16, tiles.blocks - 1);
+  // From a pixel to a column block's piece of the first unit, in elements.
+  for (int32_t i = thread; i < tiles.chunks * tiles.chunk_blocks; i += kThreads) {
+    int32_t tap = least(place.first_block + i, tiles.blocks - 1);
     const int32_t piece = take_remainder(tap, tiles.pieces_of_unit);
     int32_t kh = tap, column = 0;
     if (tiles.taps == 1) {
       const int32_t kw = take_remainder(kh, tiles.kernel_w);
       column = place_of_column(tiles, kw * p.w.dilation + tiles.lead);
     }
-    distance[q] = (((tiles.by_groups ? unit : 0) * tiles.pieces + piece) * tiles.source_plane +
-                   kh * p.h.dilation * tiles.pitch + column + 1) *
-                  kPiece;
+    distances[i] = (piece * tiles.source_plane + kh * p.h.dilation * tiles.pitch + column + 1) * kPiece;
+  }
+  __syncthreads();
+  int32_t distance[kPairs];  // of the lane's blocks
+#pragma unroll
+  for (int q = 0; q < kPairs; ++q) {
+    const int32_t block =
+        least(chunk * tiles.chunk_blocks + 2 * q + lane / 16, tiles.chunks * tiles.chunk_blocks - 1);
+    distance[q] =
+        distances[block] + (tiles.by_groups ? unit : 0) * tiles.pieces * tiles.source_plane * kPiece;
   }
   const auto own_gradient =
       gradient +
@@ -355,7 +317,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
   float sum[kUnits][kBlocks][4] = {};
   const int32_t ahead = tiles.buffers - 1;
-  __syncthreads();
   for (int32_t n = -ahead;; ++n) {
     const int32_t next = place.slice + (n + ahead) * tiles.slices;
     if (next < tiles.count) {
@@ -364,8 +325,21 @@ __global__ void __launch_bounds__(kThreads, kResident)
       if (n + ahead == 0 || !tiles.whole_rows) {
         find_pixels(p, tiles, tile, pixels + (tiles.whole_rows ? 0 : buffer * tiles.steps * kStep));
       }
-      stage_gradient<T, kUnits>(p, tiles, place, tile, gradient + buffer * tiles.buffer);
-      stage_source<T>(p, tiles, place, tile, source + buffer * tiles.buffer, entries);
+      const auto to = gradient + buffer * tiles.buffer, to_source = source + buffer * tiles.buffer;
+      if (tiles.gradient_staging == Staging::kVectors) {
+        stage_gradient<Staging::kVectors, T, kUnits>(p, tiles, place, tile, to);
+      } else if (tiles.gradient_staging == Staging::kPairs) {
+        stage_gradient<Staging::kPairs, T, kUnits>(p, tiles, place, tile, to);
+      } else {
+        stage_gradient<Staging::kSingle, T, kUnits>(p, tiles, place, tile, to);
+      }
+      if (tiles.source_staging == Staging::kVectors) {
+        stage_source<Staging::kVectors, T>(p, tiles, place, tile, to_source, entries);
+      } else if (tiles.source_staging == Staging::kPairs) {
+        stage_source<Staging::kPairs, T>(p, tiles, place, tile, to_source, entries);
+      } else {
+        stage_source<Staging::kSingle, T>(p, tiles, place, tile, to_source, entries);
+      }
     }
     commit_async();
     if (n < 0) continue;
@@ -460,8 +434,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
-int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 // Of planes of 16-byte pieces that threads store side by side: in different banks.
 int64_t plane_of(int64_t pixels, int64_t planes) {
   return up(pixels, 8) + (planes % 8 == 0 ? 1 : planes % 4 == 0 ? 2 : planes % 2 == 0 ? 4 : 1);
@@ -535,7 +507,9 @@ WeightPlan plan_of(const Conv2dWeightParams& p) {
     const int64_t all_chunks = (t.blocks + t.chunk_blocks - 1) / t.chunk_blocks;
     const int64_t chunk_tiles = (all_chunks + t.chunks - 1) / t.chunks;
     const int64_t sharers = unit_tiles * chunk_tiles;  // blocks of a slice
-    if (bytes > most_bytes || count > INT32_MAX / 2 || sharers > INT32_MAX / count) return;
+    if (bytes > most_bytes || source_pieces > kThreads || count > INT32_MAX / 2 ||
+        sharers > INT32_MAX / count)
+      return;
 
     const int64_t most_slices = std::clamp<int64_t>(limits.processors * kResident / sharers, 1, count);
     const int64_t turns = (count + most_slices - 1) / most_slices, slices = (count + turns - 1) / turns;
@@ -605,6 +579,9 @@ WeightPlan plan_of(const Conv2dWeightParams& p) {
     b.source_rows = Divider<int32_t>(source_rows);
     b.source_columns = Divider<int32_t>(pair_source ? source_columns / 2 : source_columns);
     b.gradient_items = Divider<int32_t>(pair_gradient ? pixels / 2 : pixels);
+    b.plane = Divider<int32_t>(int64_t{p.h.result} * p.w.result);
+    b.gradient_threads = Divider<int32_t>(kThreads / gradient_pieces);
+    b.source_threads = Divider<int32_t>(kThreads / source_pieces);
     b.gradient_pieces = Divider<int32_t>(gradient_pieces);
     b.source_pieces = Divider<int32_t>(source_pieces);
     b.pieces_of_unit = Divider<int32_t>(t.pieces);

@@ -450,7 +450,8 @@ WeightPlan plan_of(const Conv2dWeightParams& p) {
   constexpr int kRows = 16 * kUnits;
   constexpr int64_t kSums = int64_t{kRows} * (kBlocks * 8 + 8) * kWarps * 4;
   const DeviceLimits limits = device_limits();
-  const int64_t most_bytes = std::min<int64_t>(limits.shared_bytes, 110 * 1024);
+  // Of dynamic memory: the table of distances is beside it.
+  const int64_t most_bytes = std::min<int64_t>(limits.shared_bytes - 1024, 110 * 1024);
   const int64_t all_results = int64_t{p.groups} * p.result_channels;
   const int64_t all_sources = int64_t{p.groups} * p.source_channels;
   WeightTiles t{};

@@ -87,29 +87,6 @@ __device__ uint32_t pair_of(T low, T high) {
 template <int N>
 using Sums = float[N][kPixelBlocks][4];
 
-// Those beyond ReLU by a loop through which the sums pass, since each copy of their code is long.
-template <int N>
-__device__ void activate_sums(Sums<N>& sum, Activation activation) {
-  constexpr int kCount = kPixelBlocks * N * 4, kAtOnce = 4;
-  float* values = &sum[0][0][0];
-  if (activation == Activation::kNone) return;
-  if (activation == Activation::kReLU) {
-#pragma unroll
-    for (int n = 0; n < kCount; ++n) values[n] = values[n] <= 0 ? 0.0f : values[n];
-    return;
-  }
-#pragma unroll 1
-  for (int turn = 0; turn < kCount; turn += kAtOnce) {
-    float done[kAtOnce];
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) done[n] = activate(values[n], activation);
-#pragma unroll
-    for (int n = 0; n < kCount - kAtOnce; ++n) values[n] = values[n + kAtOnce];
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) values[kCount - kAtOnce + n] = done[n];
-  }
-}
-
 // A lane's part of a tile of results.
 struct OwnResults {
   int32_t warp_pixel, t, row0, column0, row_phase, column_phase, images;
@@ -417,7 +394,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         ((values += to_compute(added.lane[v++])), ...);
       });
     }
-    activate_sums(sum, p.activation);
+    activate_in_turns<kPixelBlocks * N * 4, 4>(&sum[0][0][0], p.activation);
     T* result = static_cast<T*>(p.result) + image_start;
     own.template each_run<N, kLast>(p, tiles, sum, [&](int32_t at, auto&... values) {
       store(result + at, Vector<T, sizeof...(values)>{from_compute<T>(values)...});

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "conv2d_element.cuh"
+#include "conv2d_plan.h"
 #include "device.cuh"
 #include "device_limits.h"
 #include "tensor_core.cuh"
@@ -421,7 +422,7 @@ struct Plan {
 
 // The tile of the fewest cycles, computed from sm_90's instructions; no blocks: none fits.
 template <int N>
-Plan plan_of(const Conv2dDirectParams& p) {
+Plan search_plan(const Conv2dDirectParams& p) {
   const DeviceLimits limits = device_limits();
   // Two blocks of a multiprocessor at least.
   const int64_t most_bytes = std::min<int64_t>(limits.shared_bytes, 110 * 1024);
@@ -543,7 +544,8 @@ Plan plan_of(const Conv2dDirectParams& p) {
 
 template <typename T, int N>
 bool launch_units(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t& error) {
-  const Plan plan = plan_of<N>(p);
+  const Conv2dPlanKey key = conv2d_plan_key(p, p.transposed, p.source, p.result, p.residual);
+  const Plan plan = kept_plan(key, [&] { return search_plan<N>(p); });
   if (plan.blocks == 0) return false;
   const LaunchShape shape{
       {static_cast<unsigned>(plan.blocks)}, plan.threads, static_cast<size_t>(plan.bytes)};

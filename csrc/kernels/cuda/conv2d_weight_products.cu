@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "conv2d_element.cuh"
+#include "conv2d_plan.h"
 #include "device.cuh"
 #include "device_limits.h"
 #include "tensor_core.cuh"
@@ -446,7 +447,7 @@ struct WeightPlan {
 
 // The tiles of the fewest cycles, computed from sm_90's instructions; no blocks: none fits.
 template <int kUnits, int kBlocks>
-WeightPlan plan_of(const Conv2dWeightParams& p) {
+WeightPlan search_plan(const Conv2dWeightParams& p) {
   constexpr int kRows = 16 * kUnits;
   constexpr int64_t kSums = int64_t{kRows} * (kBlocks * 8 + 8) * kWarps * 4;
   const DeviceLimits limits = device_limits();
@@ -629,7 +630,8 @@ WeightPlan plan_of(const Conv2dWeightParams& p, DType dtype) {
       int64_t{p.groups} * p.result_channels * p.source_channels * p.h.kernel * p.w.kernel > INT32_MAX) {
     return {};
   }
-  return is_narrow(p) ? plan_of<1, 18>(p) : plan_of<2, 8>(p);
+  return kept_plan(conv2d_plan_key(p, false, p.gradient, p.source),
+                   [&] { return is_narrow(p) ? search_plan<1, 18>(p) : search_plan<2, 8>(p); });
 }
 
 template <typename T>

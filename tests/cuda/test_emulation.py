@@ -61,7 +61,8 @@ def test_recurrent_layers_of_several_blocks(library, shared_bytes):
 
 
 def test_random_cases(library):
-    on_emulated_gpu(library, "-m", "pytest", "fuzz/test_fuzz.py", "-k", "random_cases")
+    command = ("-m", "pytest", "fuzz/test_fuzz.py", "-k", "random_cases")
+    on_emulated_gpu(library, *command, D2LFAST_FUZZ_CASES="30")
 
 
 def test_launches(library):

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 compiler=${CXX:-g++}
 out=build/kernels
 mkdir -p "$out"
-flags=(-std=c++20 -O1 -g1 -Wall -Wextra -Wno-unknown-pragmas -Wno-maybe-uninitialized -fno-omit-frame-pointer -ffp-contract=fast
+flags=(-std=c++20 -O0 -g1 -Wall -Wextra -Wno-unknown-pragmas -Wno-maybe-uninitialized -fno-omit-frame-pointer -ffp-contract=fast
   -fno-math-errno -fsanitize=address,undefined -fno-sanitize-recover=all)
 
 families=()
@@ -42,4 +42,4 @@ if [ ! -e "$out/test_kernels" ] || [ "$(stat -c %Y "$out/test_kernels")" -lt "${
   $compiler "${flags[@]}" "${objects[@]}" -o "$out/test_kernels"
 fi
 
-ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 "$out/test_kernels" "${1:-300}"
+ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 "$out/test_kernels" "${1:-150}"

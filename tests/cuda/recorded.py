@@ -30,3 +30,8 @@ class Launches:
 def kernels(made):
     """The launches' blocks by kernel parameters."""
     return [(grid, kernel) for grid, _, _, kernel in made]
+
+
+def pairs_of(options):
+    """A convolution's options for both axes, from one number or two."""
+    return [[option] * 2 if isinstance(option, int) else list(option) for option in options]

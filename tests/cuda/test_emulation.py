@@ -66,7 +66,7 @@ def test_random_cases(library):
 
 
 def test_launches(library):
-    names = ("", "_batch_norm", "_conv2d", "_cross_entropy", "_autotune")
+    names = ("", "_batch_norm", "_conv2d", "_conv2d_products", "_cross_entropy", "_autotune")
     on_emulated_gpu(library, "-m", "pytest", *(f"cuda/launches{name}.py" for name in names))
 
 

@@ -137,16 +137,14 @@ __device__ __forceinline__ void convolve_pixels(const Conv2dDirectParams& p, con
                                                 int32_t column, int32_t channel,
                                                 Compute<T> (&sum)[kRows * kColumns<T>][kLaneChannels<T>]) {
   using A = Compute<T>;
-  constexpr int V = kLaneChannels<T>, C = kColumns<T>, kReach = (C - 1) * S + K;
-  const int32_t top = row * S - p.h.pad, left = column * S - p.w.pad;
-  const T* line = computed_once(source + static_cast<int64_t>(top * p.w.source + left) * p.groups);
+  constexpr int V = kLaneChannels<T>, C = kColumns<T>, kReach = PixelRows<T, K, S>::kReach;
+  PixelRows<T, K, S> rows(source, p.groups, p.h, p.w, row, column);
   const int32_t tap_step = p.transposed ? -p.groups : p.groups;
   const T* weight =
       computed_once(static_cast<const T*>(p.weight) + channel + (p.transposed ? (K * K - 1) * p.groups : 0));
   Lanes<T, V> factor[kFactorRows<K, kRows>][K];
 #pragma unroll kUnrolled < K, kRows>
   for (int i = 0; i < (kRows - 1) * S + K; ++i) {
-    const bool row_inside = kInside || is_below(top + i, p.h.source);
     if (i < K) {
 #pragma unroll
       for (int j = 0; j < K; ++j) {
@@ -155,8 +153,7 @@ __device__ __forceinline__ void convolve_pixels(const Conv2dDirectParams& p, con
       weight = computed_once(weight + K * tap_step);
     }
     Lanes<T, V> value[kReach];
-    read_pixels<kInside>(line, p.groups, left, p.w.source, row_inside, value);
-    line = computed_once(line + p.w.source * p.groups);
+    rows.template next<kInside>(value);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       A x[kReach];

@@ -142,17 +142,39 @@ constexpr int kLaneChannels = sizeof(T) == 8 ? 2 : 4;
 template <typename T, int K, int S>
 constexpr int kPixelRows = K == 3 && S == 1 ? 2 : 1;
 
-// Neighbours in a row, of which the first is at `left` of `columns`, zeros where there are none.
-template <bool kInside, typename T, int V, int kCount>
-__device__ __forceinline__ void read_pixels(const T* line, int32_t step, int32_t left, int32_t columns,
-                                            bool row_inside, Lanes<T, V> (&value)[kCount]) {
+// In channels_last, the source rows of a tile whose first result is at a row and column of an image that
+// begins at `source`, from the thread's channels on.
+template <typename T, int K, int S>
+struct PixelRows {
+  static constexpr int kReach = (kColumns<T> - 1) * S + K;
+  const Conv2dAxis &h, &w;
+  const int32_t channels, left;
+  int32_t row;
+  const T* from;
+
+  __device__ __forceinline__ PixelRows(const T* source, int32_t all_channels, const Conv2dAxis& down,
+                                       const Conv2dAxis& across, int32_t result_row, int32_t result_column)
+      : h(down),
+        w(across),
+        channels(all_channels),
+        left(result_column * S - w.pad),
+        row(result_row * S - h.pad),
+        from(computed_once(source + static_cast<int64_t>(row * w.source + left) * channels)) {}
+
+  // The next row's vectors that exist, which are all with kInside, and zeros.
+  template <bool kInside>
+  __device__ __forceinline__ void next(Lanes<T, kLaneChannels<T>> (&value)[kReach]) {
+    const bool row_inside = kInside || is_below(row, h.source);
 #pragma unroll
-  for (int j = 0; j < kCount; ++j) {
-    value[j] = Lanes<T, V>::of(T{});
-    const bool inside = kInside || is_below(left + j, columns);
-    if (row_inside && inside) value[j] = Lanes<T, V>::read(line + j * step);
+    for (int j = 0; j < kReach; ++j) {
+      value[j] = Lanes<T, kLaneChannels<T>>::of(T{});
+      const bool inside = kInside || is_below(left + j, w.source);
+      if (row_inside && inside) value[j] = Lanes<T, kLaneChannels<T>>::read(from + j * channels);
+    }
+    from = computed_once(from + w.source * channels);
+    ++row;
   }
-}
+};
 
 template <typename T, int K>
 bool wide_source(const void* source, const Conv2dAxis& w) {

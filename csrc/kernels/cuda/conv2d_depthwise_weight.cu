@@ -94,10 +94,9 @@ template <bool kInside, typename T, int S, int kRows>
 __device__ __forceinline__ void correlate_pixels(const Conv2dWeightParams& p, const T* source,
                                                  const T* gradient, int32_t row, int32_t column,
                                                  Compute<T> (&sum)[9][kLaneChannels<T>]) {
-  constexpr int K = 3, V = kLaneChannels<T>, C = kColumns<T>, kReach = (C - 1) * S + K;
-  const int32_t top = row * S - p.h.pad, left = column * S - p.w.pad;
+  constexpr int K = 3, V = kLaneChannels<T>, C = kColumns<T>, kReach = PixelRows<T, K, S>::kReach;
   gradient = computed_once(gradient);
-  const T* line = computed_once(source + static_cast<int64_t>(top * p.w.source + left) * p.groups);
+  PixelRows<T, K, S> rows(source, p.groups, p.h, p.w, row, column);
   Lanes<T, V> grad[kRows][C];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -112,10 +111,8 @@ __device__ __forceinline__ void correlate_pixels(const Conv2dWeightParams& p, co
   }
 #pragma unroll
   for (int i = 0; i < (kRows - 1) * S + K; ++i) {
-    const bool row_inside = kInside || is_below(top + i, p.h.source);
     Lanes<T, V> value[kReach];
-    read_pixels<kInside>(line, p.groups, left, p.w.source, row_inside, value);
-    line = computed_once(line + p.w.source * p.groups);
+    rows.template next<kInside>(value);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       Compute<T> x[kReach];

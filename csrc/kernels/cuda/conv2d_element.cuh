@@ -7,11 +7,6 @@ namespace d2lfast::cuda {
 
 __device__ inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
-// Whether a position is one of `count`.
-__device__ inline bool is_below(int32_t position, int32_t count) {
-  return static_cast<uint32_t>(position) < static_cast<uint32_t>(count);
-}
-
 inline int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Whether a tap of the result position meets the source, and where.

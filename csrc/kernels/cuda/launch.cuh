@@ -61,4 +61,9 @@ D2LFAST_HOST_DEVICE Index take_remainder(Index& index, const Divider<Index>& div
   return remainder;
 }
 
+// Whether a position is one of `count`.
+D2LFAST_HOST_DEVICE bool is_below(int32_t position, int32_t count) {
+  return static_cast<uint32_t>(position) < static_cast<uint32_t>(count);
+}
+
 }  // namespace d2lfast::cuda

@@ -114,7 +114,7 @@ D2LFAST_HOST_DEVICE void pool_strip_backward_item(Index item, const T* grad_outp
   int32_t tap[kWindows];
 #pragma unroll
   for (int j = 0; j < kWindows; ++j) {
-    inside[j] = static_cast<uint32_t>(left + j) < static_cast<uint32_t>(g.out_width);
+    inside[j] = is_below(left + j, g.out_width);
     tap[j] = 9;
   }
   // Of three rows by turns: the windows of a row add to it and to the two after it.

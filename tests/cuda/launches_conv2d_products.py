@@ -1,0 +1,206 @@
+"""Launches of products on tensor cores, and of their weight gradients, of few channels, on the emulated GPU,
+which test_emulation.py starts this with."""
+
+import pytest
+import torch
+from cuda.recorded import LAYOUTS, Launches, gpu, ops, pairs_of
+
+import d2lfast
+
+pytestmark = gpu
+HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+
+# input, result channels, kernel, groups, stride, padding, dilation
+PRODUCTS = {
+    "groups of 1 channel": ((1, 6, 7, 9), 12, (3, 3), 6, 1, 1, 1),
+    "groups of 2": ((1, 18, 8, 7), 18, (3, 3), 9, 1, 1, 1),
+    "groups of 3": ((2, 9, 7, 6), 9, (3, 3), 3, 1, 1, 1),
+    "groups of 4": ((1, 24, 9, 11), 24, (3, 3), 6, 1, 1, 1),
+    "groups of 5 to 7": ((1, 10, 9, 9), 14, (3, 2), 2, (2, 3), (2, 1), (1, 2)),
+    "groups of 8, stride 2": ((1, 24, 9, 10), 24, (3, 3), 3, 2, 1, 1),
+    "groups of 16": ((1, 32, 7, 8), 32, (3, 3), 2, 1, 1, 1),
+    "groups of 32, dilated": ((1, 64, 6, 8), 64, (3, 3), 2, 1, 2, 2),
+    "groups of 24 to 5": ((1, 48, 8, 8), 10, (1, 3), 2, 3, 1, 1),
+    "7x7 of 3 channels": ((1, 3, 19, 18), 64, (7, 7), 1, 2, 3, 1),
+    "11x11 of 3 channels": ((1, 3, 27, 30), 40, (11, 11), 1, 4, 2, 1),
+    "3x3 of 1 channel": ((2, 1, 14, 13), 64, (3, 3), 1, 1, 1, 1),
+    "5x5 of 1 channel": ((3, 1, 12, 12), 6, (5, 5), 1, 1, 2, 1),
+    "2 channels, dilated": ((1, 2, 11, 10), 20, (5, 5), 1, 1, 2, (1, 2)),
+    "12 channels": ((1, 12, 8, 8), 24, (3, 3), 1, 1, 1, 1),
+    "many images": ((20, 4, 5, 5), 8, (3, 3), 2, 1, 1, 1),
+    "stride beyond the kernel": ((1, 3, 8, 9), 4, (2, 1), 1, 3, 0, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_direct_convolution_on_tensor_cores(name, dtype):
+    """Integers, whose sums are exact and rounded once; with a residual, and the data gradient."""
+    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    pairs = pairs_of(options)
+    weight = torch.randint(-1, 2, (outputs, shape[1] // groups, *kernel)).to(dtype)
+    bias = torch.randint(-3, 4, (outputs,)).to(dtype)
+    for layout in LAYOUTS:
+        input = torch.randint(-2, 3, shape).to(dtype).to(memory_format=layout).requires_grad_()
+        exact = input.detach().double().requires_grad_()
+        wanted = torch.nn.functional.conv2d(exact, weight.double(), bias.double(), *pairs, groups)
+        residual = torch.randint(-4, 5, wanted.shape).to(dtype).to(memory_format=layout)
+        grad = torch.randint(-1, 2, wanted.shape).to(dtype).to(memory_format=layout)
+        with Launches() as made:
+            output = ops.conv2d(input, weight, bias, *pairs, groups, "relu", "direct", residual)
+            ours = torch.autograd.grad(output, input, grad)[0]
+        convolutions = [kernel for *_, kernel in made if "Conv2dDirectParams" in kernel]
+        assert ["ProductTiles" in kernel for kernel in convolutions] == [True, True]
+        wanted = (wanted + residual.double()).relu()
+        torch.testing.assert_close(output, wanted.to(dtype), rtol=0, atol=0)
+        theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
+        torch.testing.assert_close(ours, theirs.to(dtype), rtol=0, atol=0)
+
+
+# Of weight gradients, beside PRODUCTS.
+WEIGHTS = {
+    "units of groups and a part": ((1, 44, 6, 8), 44, (3, 3), 11, 1, 1, 1),
+    "groups of 3 to 4": ((1, 21, 7, 8), 28, (3, 3), 7, 1, 1, 1),
+    "groups of 4 to 20": ((1, 12, 8, 9), 60, (3, 3), 3, 1, 1, 1),
+    "groups of 8 to 40": ((1, 16, 7, 8), 80, (3, 2), 2, 1, 1, 1),
+    "groups of 40 to 8": ((1, 80, 5, 6), 16, (3, 3), 2, 1, 1, 1),
+    "1 to 3 channels": ((2, 5, 9, 8), 15, (5, 5), 5, 1, 2, 1),
+    "a row of several tiles": ((1, 8, 2, 1100), 8, (1, 3), 2, 1, 1, 1),
+    "a row of several tiles of 1 channel": ((1, 1, 3, 1100), 16, (3, 3), 1, 1, 1, 1),
+    "rows of several tiles": ((1, 16, 60, 41), 16, (3, 3), 4, 1, 1, 1),
+    "rows of several tiles, stride 2": ((1, 16, 81, 70), 16, (3, 3), 4, 2, (0, 1), 1),
+    "images of several tiles": ((37, 16, 8, 8), 16, (3, 3), 4, 1, 1, 1),
+    "images of odd planes": ((37, 16, 7, 7), 16, (3, 3), 4, 1, 1, 1),
+    "odd rows of even planes": ((3, 16, 6, 9), 16, (3, 3), 4, 1, 1, 1),
+    "no padding, stride 3, dilated": ((2, 16, 19, 18), 16, (2, 3), 2, 3, 0, (2, 3)),
+    "padding beyond the kernel": ((1, 8, 5, 6), 8, (3, 3), 2, 1, 4, 1),
+    "one pixel": ((1, 8, 1, 1), 8, (1, 1), 2, 1, 0, 1),
+    "many chunks": ((1, 24, 9, 8), 40, (5, 5), 1, 1, 2, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("name", PRODUCTS | WEIGHTS)
+def test_weight_gradient_on_tensor_cores(name, dtype):
+    """Integers, whose sums are exact and rounded once."""
+    shape, outputs, kernel, groups, *options = (PRODUCTS | WEIGHTS)[name]
+    pairs = pairs_of(options)
+    for layout in LAYOUTS:
+        weight = torch.zeros(outputs, shape[1] // groups, *kernel, dtype=dtype, requires_grad=True)
+        input = torch.randint(-2, 3, shape).to(dtype).to(memory_format=layout)
+        with Launches("dry"):
+            output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
+        grad = torch.randint(-1, 2, output.shape).to(dtype).to(memory_format=layout)
+        with Launches() as made:
+            ours = torch.autograd.grad(output, weight, grad)[0]
+        assert ["WeightTiles" in kernel for *_, kernel in made] == [True, False]  # and their sum
+        assert "several tiles" not in name or made[0][0][0] > 1
+        exact = weight.detach().double().requires_grad_()
+        wanted = torch.nn.functional.conv2d(input.double(), exact, None, *pairs, groups)
+        theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
+        torch.testing.assert_close(ours, theirs.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["groups of 2", "groups of 3", "groups of 16", "5x5 of 1 channel"])
+def test_weight_gradient_of_one_value(name, value):
+    """It stays with its channel and its taps: pixels that fill fragments meet zeros on both sides."""
+    shape, outputs, kernel, groups, *options = (PRODUCTS | WEIGHTS)[name]
+    pairs = pairs_of(options)
+    for layout in LAYOUTS:
+        for place in ((0, -1, 0, 0), (0, -1, 3, 4), (0, 0, -1, -1)):
+            weight = torch.zeros(outputs, shape[1] // groups, *kernel, dtype=HALF, requires_grad=True)
+            input = torch.randint(-2, 3, shape).to(HALF).to(memory_format=layout)
+            input[place] = value
+            exact = weight.detach().double().requires_grad_()
+            output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
+            wanted = torch.nn.functional.conv2d(input.double(), exact, None, *pairs, groups)
+            grad = torch.randint(1, 3, output.shape).to(HALF).to(memory_format=layout)
+            ours = torch.autograd.grad(output, weight, grad)[0]
+            theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
+            torch.testing.assert_close(ours, theirs.to(HALF), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("name", ["groups of 4", "groups of 16", "3x3 of 1 channel", "7x7 of 3 channels"])
+def test_weight_gradient_of_random_values(name, dtype):
+    """The error of one rounding, and of sums in float; again the same bits."""
+    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    pairs = pairs_of(options)
+    input, weight = torch.randn(shape).to(dtype), torch.randn(outputs, shape[1] // groups, *kernel).to(dtype)
+    for layout in LAYOUTS:
+        leaf = weight.clone().requires_grad_()
+        output = ops.conv2d(input.to(memory_format=layout), leaf, None, *pairs, groups, "none", "direct")
+        grad = torch.randn(output.shape).to(dtype).to(memory_format=layout)
+        ours = torch.autograd.grad(output, leaf, grad, retain_graph=True)[0]
+        exact = weight.double().requires_grad_()
+        wanted = torch.nn.functional.conv2d(input.double(), exact, None, *pairs, groups)
+        theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
+        pixels = grad.numel() // outputs
+        bound = torch.finfo(dtype).eps / 2 * theirs.abs() + pixels**0.5 * 8 * 2.0**-23
+        assert ((ours.double() - theirs).abs() <= bound).all()
+        assert torch.equal(ours, torch.autograd.grad(output, leaf, grad)[0])
+
+
+# input, result channels, kernel, groups, dilation, and what the table says
+CHOSEN = {
+    "groups of 4": ((1, 64, 9, 9), 64, (3, 3), 16, 1, "direct"),
+    "groups of 32": ((1, 64, 9, 9), 64, (3, 3), 2, 1, "direct"),
+    "groups of 64": ((1, 128, 9, 9), 128, (3, 3), 2, 1, "aten"),
+    "a first layer": ((1, 3, 20, 20), 64, (7, 7), 1, 1, "direct"),
+    "a window of a thousand pixels": ((1, 32, 40, 40), 32, (3, 3), 2, 19, "aten"),
+    "depthwise": ((1, 16, 9, 9), 16, (3, 3), 16, 1, "direct"),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_computes_weight_gradients(name):
+    """Products of 16-bit tensors that are not depthwise; by name where the table has torch's."""
+    shape, outputs, kernel, groups, dilation, algorithm = CHOSEN[name]
+    filters = (outputs, shape[1] // groups, *kernel)
+    options = {"padding": dilation, "dilation": dilation, "groups": groups}
+    for layout in LAYOUTS:
+        last = layout is torch.channels_last
+        names = d2lfast.explain(
+            "conv2d", shape, filters, **options, dtype=HALF, device="cuda", channels_last=last
+        )
+        assert names["grad_weight"] == algorithm
+        for dtype in (HALF, BRAIN, SINGLE):
+            input = torch.randn(shape).to(dtype).to(memory_format=layout)
+            weight = torch.randn(filters).to(dtype).requires_grad_()
+            pairs = ([1, 1], [dilation] * 2, [dilation] * 2)
+            with Launches("dry") as made:
+                output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
+                torch.autograd.grad(output, weight, torch.ones_like(output))
+            kernels = [kernel for *_, kernel in made if "Conv2dWeightParams" in kernel]
+            products = dtype != SINGLE and name != "depthwise"
+            assert ["WeightTiles" in kernel for kernel in kernels] == [products]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["groups of 2", "groups of 3", "3x3 of 1 channel", "5x5 of 1 channel"])
+def test_direct_convolution_of_one_value(name, value):
+    """It stays with its group and its windows: nothing is multiplied by the zeros that fill fragments."""
+    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    weight = torch.randint(1, 3, (outputs, shape[1] // groups, *kernel)).to(HALF)
+    for layout in LAYOUTS:
+        input = torch.randint(-2, 3, shape).to(HALF).to(memory_format=layout)
+        input[0, -1, 3, 4] = value
+        pairs = pairs_of(options)
+        output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
+        wanted = torch.nn.functional.conv2d(input.double(), weight.double(), None, *pairs, groups)
+        torch.testing.assert_close(output.double(), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+@pytest.mark.parametrize("name", ["groups of 4", "groups of 16", "7x7 of 3 channels"])
+def test_direct_convolution_on_tensor_cores_with_activation(name, activation):
+    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    input = torch.randn(shape).to(HALF)
+    weight = (torch.randn(outputs, shape[1] // groups, *kernel) / 8).to(HALF)
+    pairs = pairs_of(options)
+    wanted = torch.nn.functional.conv2d(input.double(), weight.double(), None, *pairs, groups)
+    for layout in LAYOUTS:
+        moved = input.to(memory_format=layout)
+        output = ops.conv2d(moved, weight, None, *pairs, groups, activation, "direct")
+        torch.testing.assert_close(output.double(), getattr(wanted, activation)(), rtol=1e-3, atol=1e-3)

@@ -112,6 +112,12 @@ def use_cuda(torch):
         os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_toolkit.default_archs(version)
     else:
         seen = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        if min(seen) < cuda_toolkit.LEAST_CAPABILITY:
+            least = ".".join(map(str, cuda_toolkit.LEAST_CAPABILITY))
+            sys.exit(
+                f"A GPU has a compute capability below {least}, which the kernels need: name those to build "
+                "for in TORCH_CUDA_ARCH_LIST, or set FORCE_CPU=1 for a build without CUDA."
+            )
         if (9, 0) in seen:  # otherwise torch chooses
             listed = ";".join(f"{major}.{minor}" for major, minor in sorted(seen))
             os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_toolkit.with_sm90a(listed)

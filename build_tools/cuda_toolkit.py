@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+LEAST_CAPABILITY = (8, 0)  # ptxas refuses cp.async and products of bfloat16 for less
 NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo"]
 
 
@@ -42,8 +43,8 @@ def find_toolkit() -> Toolkit | None:
 def default_archs(version: tuple[int, int]) -> str:
     """TORCH_CUDA_ARCH_LIST for a build that sees no GPU; a binary also runs on later minor architectures."""
     if version < (12, 8):
-        return "7.5;8.0;8.6+PTX;9.0a"
-    return "7.5;8.0;9.0a;10.0;12.0+PTX"
+        return "8.0;8.6+PTX;9.0a"
+    return "8.0;9.0a;10.0;12.0+PTX"
 
 
 def with_sm90a(archs: str) -> str:

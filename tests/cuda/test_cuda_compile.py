@@ -58,6 +58,12 @@ def test_spills_fail_unless_allowed(tool, monkeypatch, capsys):
     assert "allowed: a reason" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("version", [(12, 0), (12, 6), (12, 8), (13, 0)])
+def test_compiles_for_the_oldest_gpu_of_a_build(tool, version):
+    first = sys.modules["cuda_toolkit"].default_archs(version).split(";")[0]
+    assert f"sm_{first.replace('.', '')}" == next(iter(tool.ARCHS))
+
+
 @pytest.mark.parametrize(
     ("name", "short"),
     [

@@ -97,9 +97,9 @@ def test_gpu_without_nvcc_says_so(setup_py, toolkit, capsys):
 @pytest.mark.parametrize(
     ("version", "archs"),
     [
-        ((12, 6), "7.5;8.0;8.6+PTX;9.0a"),
-        ((12, 8), "7.5;8.0;9.0a;10.0;12.0+PTX"),
-        ((13, 0), "7.5;8.0;9.0a;10.0;12.0+PTX"),
+        ((12, 6), "8.0;8.6+PTX;9.0a"),
+        ((12, 8), "8.0;9.0a;10.0;12.0+PTX"),
+        ((13, 0), "8.0;9.0a;10.0;12.0+PTX"),
     ],
 )
 def test_archs_without_gpu(setup_py, toolkit, monkeypatch, version, archs, given):
@@ -142,6 +142,15 @@ def test_code_of_sm90a_for_a_hopper_gpu(setup_py, toolkit):
     toolkit((13, 0))
     assert setup_py["use_cuda"](fake_torch(gpu=True, capabilities=((9, 0), (8, 0), (9, 0)))) is True
     assert setup_py["os"].environ["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0a"
+
+
+def test_old_gpu_exits(setup_py, toolkit, monkeypatch):
+    toolkit((13, 0))
+    torch = fake_torch(gpu=True, capabilities=((9, 0), (7, 5)))
+    with pytest.raises(SystemExit, match=r"compute capability below 8\.0, which the kernels need"):
+        setup_py["use_cuda"](torch)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    assert setup_py["use_cuda"](torch) is True
 
 
 def test_minor_mismatch_prints(setup_py, toolkit, capsys):

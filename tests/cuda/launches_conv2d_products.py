@@ -68,6 +68,7 @@ WEIGHTS = {
     "a row of several tiles": ((1, 8, 2, 1100), 8, (1, 3), 2, 1, 1, 1),
     "a row of several tiles of 1 channel": ((1, 1, 3, 1100), 16, (3, 3), 1, 1, 1, 1),
     "rows of several tiles": ((1, 16, 60, 41), 16, (3, 3), 4, 1, 1, 1),
+    "a last tile of fewer rows": ((1, 16, 62, 41), 16, (3, 3), 4, 1, 1, 1),
     "rows of several tiles, stride 2": ((1, 16, 81, 70), 16, (3, 3), 4, 2, (0, 1), 1),
     "images of several tiles": ((37, 16, 8, 8), 16, (3, 3), 4, 1, 1, 1),
     "images of odd planes": ((37, 16, 7, 7), 16, (3, 3), 4, 1, 1, 1),
@@ -101,14 +102,19 @@ def test_weight_gradient_on_tensor_cores(name, dtype):
         torch.testing.assert_close(ours, theirs.to(dtype), rtol=0, atol=0)
 
 
+ONE_VALUE = ("groups of 2", "groups of 3", "groups of 16", "5x5 of 1 channel")
+# Whose last tiles are not full.
+ONE_VALUE += ("a row of several tiles", "a last tile of fewer rows", "images of several tiles")
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("name", ["groups of 2", "groups of 3", "groups of 16", "5x5 of 1 channel"])
+@pytest.mark.parametrize("name", ONE_VALUE)
 def test_weight_gradient_of_one_value(name, value):
     """It stays with its channel and its taps: pixels that fill fragments meet zeros on both sides."""
     shape, outputs, kernel, groups, *options = (PRODUCTS | WEIGHTS)[name]
     pairs = pairs_of(options)
     for layout in LAYOUTS:
-        for place in ((0, -1, 0, 0), (0, -1, 3, 4), (0, 0, -1, -1)):
+        for place in ((0, -1, 0, 0), (0, -1, shape[2] // 2, shape[3] // 2), (0, 0, -1, -1)):
             weight = torch.zeros(outputs, shape[1] // groups, *kernel, dtype=HALF, requires_grad=True)
             input = torch.randint(-2, 3, shape).to(HALF).to(memory_format=layout)
             input[place] = value

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def _device_type(tensor: Tensor) -> str:
@@ -24,7 +25,8 @@ def cuda_graph(module: nn.Module, *examples: Tensor, warm_up: int = 3) -> Callab
 
     Returns:
         `module`, whose forward replays the graphs (`torch.cuda.make_graphed_callables`). Its parameters,
-        gradients and buffers are what they were: the warm-up leaves running statistics unchanged.
+        gradients and buffers are what they were: the warm-up leaves running statistics unchanged. Each call
+        writes over the outputs of the one before, each backward over the gradients of the inputs.
 
     Raises:
         ValueError: no example, or an example or a parameter that is not on a CUDA device.
@@ -36,10 +38,40 @@ def cuda_graph(module: nn.Module, *examples: Tensor, warm_up: int = 3) -> Callab
             raise ValueError(f"cuda_graph needs tensors on a CUDA device, but got one on {tensor.device}")
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
-    graphed = torch.cuda.make_graphed_callables(module, examples, num_warmup_iters=warm_up)
+    torch.cuda.make_graphed_callables(module, examples, num_warmup_iters=warm_up)
     with torch.no_grad():
         for buffer, value in buffers:
             buffer.copy_(value)
     for parameter, gradient in gradients:
         parameter.grad = gradient
-    return graphed
+    _keep_gradients(module)
+    return module
+
+
+def _keep_gradients(module: nn.Module) -> None:
+    """Gradients that stay between two calls of backward are added up.
+
+    A parameter without a gradient takes the graph's own tensor, which the next replay writes over
+    (pytorch/pytorch#181723): before that the parameter gets a copy.
+    """
+    parameters, replay = [*module.parameters()], module.forward
+    written: set[int] = set()
+
+    def before(_: object) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None and parameter.grad.data_ptr() in written:
+                parameter.grad = parameter.grad.clone()
+
+    def after(gradients: tuple[Tensor | None, ...], _: object) -> None:
+        written.update(gradient.data_ptr() for gradient in gradients if gradient is not None)
+
+    def forward(*inputs: Tensor) -> object:
+        output = replay(*inputs)
+        tensors = [tensor for tensor in tree_leaves(output) if isinstance(tensor, Tensor)]
+        for node in {tensor.grad_fn for tensor in tensors}:
+            if node is not None:
+                node.register_prehook(before)
+                node.register_hook(after)
+        return output
+
+    module.forward = forward  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ for size in ("COLUMNS", "LINES"):
 EMULATED = "D2LFAST_EMULATED_CUDA" in os.environ
 DEVICE = os.environ.get("D2LFAST_TEST_DEVICE", "cpu")
 ON_GPU = EMULATED or DEVICE != "cpu"
+context_lost = False
 
 # The emulated GPU (tests/cuda/emulation): the CUDA operators and kernels take the place of the CPU's.
 if EMULATED:
@@ -43,6 +44,24 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(argument, getattr(metafunc.cls, attribute))
 
 
+def check_context():
+    """After a kernel's fault every call of CUDA fails: the tests after it would say nothing."""
+    global context_lost
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            pytest.exit(f"the CUDA context is lost: {error}", returncode=3)
+        context_lost = True
+        raise
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report):
+    if context_lost and report.when == "teardown":
+        os._exit(3)  # xdist goes on with a new worker
+
+
 @pytest.fixture(autouse=True)
 def torch_state():
     """Two threads, tensors on the device, and no switch of torch left over by the test before."""
@@ -53,6 +72,8 @@ def torch_state():
     # The references on a GPU are exact too.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+    if torch.cuda.is_initialized():
+        check_context()
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(2)
     torch._dynamo.reset()

@@ -258,6 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     deadline = time.monotonic() + options.seconds
     d2lfast.backends.conv2d.autotune = True
     rates = measured_rates()
+    header = {**machine(), **{name: f"{rate:.4g}" for name, rate in asdict(rates).items()}}
     work = [(name, partial(network_rows, name)) for name in LAUNCH_BOUND]
     for dtype in (torch.float32, torch.bfloat16):
         work += [(f"{case.name}, {dtype}", partial(rows_of, case, dtype, rates=rates)) for case in cases()]
@@ -278,10 +279,11 @@ def main(arguments: list[str] | None = None) -> int:
         for row in made:
             print(
                 f"{row.case:44} {row.what:16} {row.layout:13} {row.dtype:8} {row.ours_ms:9.4f} "
-                f"{row.speedup_same_layout:6.2f} {row.speedup_best_native:6.2f} {row.share_of_floor:5.0%}"
+                f"{row.speedup_same_layout:6.2f} {row.speedup_best_native:6.2f} {row.share_of_floor:5.0%}",
+                flush=True,
             )
         rows += made
-    write(options.out, rows, {**machine(), **{name: f"{rate:.4g}" for name, rate in asdict(rates).items()}})
+        write(options.out, rows, header)  # each time: what ends this early leaves the rest
     for failure in failures:
         print(f"failed: {failure}")
     if skipped:

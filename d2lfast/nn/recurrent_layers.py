@@ -50,7 +50,9 @@ def _left_to_torch(module: Any, mode: str, input: Any) -> bool:
 
 
 def _left_to_cudnn(module: Any, mode: str, input: Any) -> bool:
-    """Whether cuDNN is expected to be faster than the persistent kernels on this input."""
+    """Whether cuDNN is expected to be faster than the persistent kernels; traced code keeps the operator."""
+    if torch.compiler.is_compiling():
+        return False
     if module.proj_size:
         return True
     if isinstance(input, PackedSequence):

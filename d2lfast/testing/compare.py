@@ -23,6 +23,9 @@ def assert_accurate(
     """
     assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, torch has {tuple(theirs.shape)}"
     assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, torch has {theirs.dtype}"
+    assert ours.device == theirs.device, f"{what}: on {ours.device}, torch's is on {theirs.device}"
+    # From a GPU once: each comparison there would wait for it.
+    ours, theirs, exact = ours.cpu(), theirs.cpu(), exact.cpu()
     if not ours.is_floating_point():
         assert torch.equal(ours, theirs), f"{what}: differs from torch's"
         return

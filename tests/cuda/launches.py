@@ -4,6 +4,9 @@ import pytest
 import torch
 from cuda.recorded import LAYOUTS, Launches, gpu, ops
 
+import d2lfast
+from d2lfast.nn import recurrent_layers
+
 pytestmark = gpu
 
 
@@ -23,6 +26,13 @@ def test_more_than_int32_elements(op, layout):
             getattr(ops, op)(tensor, *arguments)
         assert len(made) == 1
         assert f"PoolItems<{index}>" in made[0][3]
+
+
+def test_the_choice_of_a_recurrent_layer_is_traced():
+    """An operator that returns a name would break the graph."""
+    layer = d2lfast.nn.GRU(4, 5)
+    choose = torch.compile(lambda x: recurrent_layers._left_to_cudnn(layer, "gru", x), fullgraph=True)
+    assert choose(torch.randn(3, 2, 4)) is False
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -36,6 +36,46 @@ def test_warm_up_changes_nothing(monkeypatch):
     assert module.weight.grad is None
 
 
+@pytest.mark.parametrize("to_none", [None, True, False])
+def test_gradients_add_up(monkeypatch, to_none):
+    """With a stand-in that gives its own gradients away and writes over them, as torch's graphs do."""
+
+    def capture(module, examples, num_warmup_iters):
+        parameters, original = [*module.parameters()], module.forward
+        own = [torch.zeros_like(parameter) for parameter in parameters]
+
+        class Graphed(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, input, *parameters):
+                ctx.input = input
+                return original(input).detach()
+
+            @staticmethod
+            def backward(ctx, grad):
+                with torch.enable_grad():
+                    found = torch.autograd.grad(original(ctx.input), parameters, grad)
+                for static, gradient in zip(own, found):
+                    static.copy_(gradient)
+                return None, *(static.detach() for static in own)
+
+        module.forward = lambda input: Graphed.apply(input, *parameters)
+        return module
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    monkeypatch.setattr(graphs, "_device_type", lambda tensor: "cuda")
+    eager = torch.nn.Linear(3, 2)
+    graphed = d2lfast.cuda_graph(copy.deepcopy(eager), torch.randn(4, 3))
+    for _ in range(3):
+        input = torch.randn(4, 3)
+        for module in (eager, graphed):
+            output = module(input)
+            if to_none is not None:
+                module.zero_grad(set_to_none=to_none)
+            output.square().sum().backward()
+        for wanted, got in zip(eager.parameters(), graphed.parameters()):
+            torch.testing.assert_close(got.grad, wanted.grad)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -1,8 +1,10 @@
 """`make gpu-check` and the benchmark behind it, as far as they go without a device."""
 
 import csv
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,17 +39,65 @@ def test_dry_run_names_every_step():
     assert len(dry_run("--only", "fuzz")) == 1
 
 
-def test_steps(tool, capfd):
+def test_steps(tool, tmp_path):
     python = sys.executable
     passes = tool.Step("passes", [python, "-c", "import os; assert os.environ['X'] == '1'"], 60, {"X": "1"})
     fails = tool.Step("fails", [python, "-c", "raise SystemExit(3)"], 60)
-    hangs = tool.Step("hangs", [python, "-c", "import time; time.sleep(60)"], 1)
-    lacks = tool.Step("lacks", [python], 60, tool="no-such-program")
-    assert tool.run(passes, 60)[0] == "passed"
-    assert tool.run(fails, 60)[0] == "failed: exit status 3"
-    assert tool.run(hangs, 60)[0] == "failed: more than 1 s"
-    assert tool.run(lacks, 60)[0] == "not run: no no-such-program"
-    assert tool.run(passes, 1)[0] == "not run: no time left"
+    lacks = tool.Step("lacks", ["no-such-program"], 60)
+    with (tmp_path / "log").open("wb") as log:
+        assert tool.run(passes, 60, log)[0] == "passed"
+        assert tool.run(fails, 60, log)[0] == "failed: exit status 3"
+        assert tool.run(lacks, 60, log)[0] == "not run: no no-such-program"
+        assert tool.run(passes, 1, log)[0] == "not run: no time left"
+
+
+def test_a_step_that_hangs_reports_and_leaves_no_process(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "GRACE", 5)
+    code = """
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    time.sleep(600)
+"""
+    path = tmp_path / "log"
+    with path.open("wb") as log:
+        result, taken = tool.run(tool.Step("hangs", [sys.executable, "-c", code], 2), 60, log)
+    assert result == "failed: more than 2 s"
+    assert taken < 20
+    first, second = path.read_text().splitlines()
+    assert second == "interrupted"
+    for _ in range(100):
+        state = Path(f"/proc/{first.split()[1]}/stat")
+        ended = not state.exists() or state.read_text().split()[2] == "Z"
+        if ended:
+            break
+        time.sleep(0.1)
+    assert ended
+
+
+def test_a_lost_context_ends_the_worker(tmp_path):
+    """Not the tests after it, which another worker takes."""
+    (tmp_path / "conftest.py").write_text((TOOL.parents[1] / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_faults.py").write_text("""
+import pytest, torch
+
+@pytest.mark.parametrize("i", range(6))
+def test_fault(i, monkeypatch):
+    def synchronize():
+        if i == 2:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+    torch.cuda.synchronize, torch.cuda.is_initialized = synchronize, lambda: True
+""")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "1", str(tmp_path)]
+    environment = {**os.environ, "D2LFAST_TEST_DEVICE": "cpu"}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "1 failed, 6 passed, 1 error" in run.stdout, run.stdout
+    assert "worker 'gw0' crashed while running 'test_faults.py::test_fault[2]'" in run.stdout
+    assert "AcceleratorError: an illegal memory access" in run.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")

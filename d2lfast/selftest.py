@@ -71,9 +71,11 @@ def run_selftest(devices: Iterable[str] | None = None) -> list[Row]:
     rows += [Row(name, "", "", "failed", "this build lacks it") for name in sorted(known - registered)]
     if devices is None:
         devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    for device in devices:
-        for name in dict.fromkeys(case.operator for case in all_cases if case.operator in registered):
-            rows += _check_operator(name, [case for case in all_cases if case.operator == name], device)
+    # cuDNN's convolutions are allowed products of ten bits, unless told otherwise.
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        for device in devices:
+            for name in dict.fromkeys(case.operator for case in all_cases if case.operator in registered):
+                rows += _check_operator(name, [case for case in all_cases if case.operator == name], device)
     return rows
 
 

@@ -260,8 +260,9 @@ def main(arguments: list[str] | None = None) -> int:
     rates = measured_rates()
     header = {**machine(), **{name: f"{rate:.4g}" for name, rate in asdict(rates).items()}}
     work = [(name, partial(network_rows, name)) for name in LAUNCH_BOUND]
-    for dtype in (torch.float32, torch.bfloat16):
-        work += [(f"{case.name}, {dtype}", partial(rows_of, case, dtype, rates=rates)) for case in cases()]
+    for case in cases():
+        for dtype in (torch.float32, torch.bfloat16):
+            work.append((f"{case.name}, {dtype}", partial(rows_of, case, dtype, rates=rates)))
     rows: list[GpuRow] = []
     failures, skipped = [], 0
     print(

@@ -88,7 +88,7 @@ LOSSES: dict[Task, Callable[[Tensor, Tensor, Any], Tensor]] = {
 def example(
     task: Task, shape: tuple[int, ...], batch_size: int, input_tokens: int, outputs: int, seed: int = 0
 ) -> Example:
-    """Draw a batch: uniform images and tokens, normal features.
+    """Draw a batch: uniform images and tokens, normal features. The same numbers on every default device.
 
     Args:
         task: what the batch is for.
@@ -98,19 +98,22 @@ def example(
         outputs: classes or size of the output's vocabulary.
         seed: of the numbers.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(seed), torch.get_default_device()
 
     def numbers(*size: int, below: int) -> Tensor:
-        return torch.randint(below, size, generator=generator)
+        return torch.randint(below, size, generator=generator, device="cpu").to(device)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device="cpu").to(device)
 
     if task is Task.REGRESSION:
-        features = torch.randn(batch_size, *shape, generator=generator)
+        features = normal(batch_size, *shape)
         return Example((features,), features.sum(1, keepdim=True) / shape[0] ** 0.5)
     if task is Task.BINARY:
-        features = torch.randn(batch_size, *shape, generator=generator)
+        features = normal(batch_size, *shape)
         return Example((features,), (features.sum(1, keepdim=True) > 0).to(features.dtype))
     if task is Task.CLASSIFICATION:
-        images = torch.rand(batch_size, *shape, generator=generator)
+        images = torch.rand(batch_size, *shape, generator=generator, device="cpu").to(device)
         return Example((images,), numbers(batch_size, below=outputs))
     tokens = numbers(batch_size, *shape, below=input_tokens)
     if task is Task.LANGUAGE_MODEL:

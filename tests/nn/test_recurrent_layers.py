@@ -147,7 +147,7 @@ def test_tokens(name):
     ours.batch_first = native.batch_first = True
     assert_alike(ours(tokens), native(rows))
     ours.batch_first = native.batch_first = False
-    lengths = torch.tensor([2, 5, 3])
+    lengths = torch.tensor([2, 5, 3], device="cpu")
     mine, theirs = (pack_padded_sequence(x, lengths, enforce_sorted=False) for x in (tokens, rows))
     (a, s), (b, t) = ours(mine), native(theirs)
     assert_alike((a.data, s), (b.data, t))

@@ -37,6 +37,9 @@ def test_dry_run_names_every_step():
     ]  # fmt: skip
     assert "TORCH_CUDA_ARCH_LIST=9.0" in lines[0]
     assert len(dry_run("--only", "fuzz")) == 1
+    checked = [word for word in lines[-2].split() if word.startswith("kns=")]
+    assert "kns=cross_entropy_cu_" in checked
+    assert not any("implicit" in name for name in checked)
 
 
 def test_steps(tool, tmp_path):

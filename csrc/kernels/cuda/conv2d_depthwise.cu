@@ -63,6 +63,7 @@ __device__ __forceinline__ void convolve_plane(const Conv2dDirectParams& p, int6
         factor[i % kFactorRows<K, kRows>][j] = to_compute(weight[(i * K + j) * tap_step]);
       }
     }
+    if constexpr (!kWhole<K, kRows>) assume_global(source.from);
     Compute<T> x[PlaneRow<T, K, S>::kReach];
     source.template next<kWide>(x);
 #pragma unroll
@@ -145,6 +146,10 @@ __device__ __forceinline__ void convolve_pixels(const Conv2dDirectParams& p, con
   Lanes<T, V> factor[kFactorRows<K, kRows>][K];
 #pragma unroll kUnrolled < K, kRows>
   for (int i = 0; i < (kRows - 1) * S + K; ++i) {
+    if constexpr (!kWhole<K, kRows>) {
+      assume_global(rows.from);
+      assume_global(weight);
+    }
     if (i < K) {
 #pragma unroll
       for (int j = 0; j < K; ++j) {

@@ -46,6 +46,15 @@ D2LFAST_HOST_DEVICE T* computed_once(T* address) {
   return address;
 }
 
+// That an address is one in global memory, which nvcc no longer knows of what a loop carries to its next
+// turn.
+template <typename T>
+D2LFAST_HOST_DEVICE void assume_global([[maybe_unused]] const T* address) {
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isGlobal(address));
+#endif
+}
+
 // A Vector to choose and to take apart: where it fills words, these are held, since a choice between two
 // vectors of short lanes is unpacked and packed again lane by lane.
 template <typename T, int V>

@@ -69,6 +69,9 @@ def torch_state():
     torch.manual_seed(0)
     if DEVICE != "cpu":
         torch.set_default_device(DEVICE)
+        # cuBLAS may add parts of a product in 16 bits, which no tolerance expects.
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # The references on a GPU are exact too.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield

@@ -128,6 +128,7 @@ FAULTS = {
     "too many rows": "launch of 1 x 65536",
     "too many threads": "blocks of 1025 threads",
     "no blocks": "launch of 0 x 1",
+    "too much shared memory": "49153 bytes of shared memory with static arrays",
     "not cooperative": "not cooperative",
     "correct": "ran",
     "cooperative": "ran",

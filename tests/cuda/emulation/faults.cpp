@@ -159,6 +159,7 @@ int main() {
   expect("too many rows", correct, {{1, 65536}, 64});
   expect("too many threads", correct, {1, 1025});
   expect("no blocks", correct, {0u, 64});
+  expect("too much shared memory", correct, {1, 64, 48 * 1024 - 255});
   expect("not cooperative", across_blocks, {3, 64});
   expect("correct", correct, {1, 64});
   bool right = true;

@@ -156,6 +156,18 @@ class Grid {
     }
   }
 
+  // A kernel may use 48 KiB with its static arrays, or what its launch asks for beyond (`launch` does for
+  // more than 48 KiB of dynamic memory).
+  void check_shared(const Block& block) const {
+    size_t bytes = shape.shared_bytes;
+    for (const auto& [key, memory] : block.shared) {
+      if (std::get<1>(key) > 0) bytes += memory.bytes.size();
+    }
+    if (bytes > size_t{shape.shared_bytes > 48 * 1024 ? 227u : 48u} * 1024) {
+      fail(std::to_string(bytes) + " bytes of shared memory with static arrays");
+    }
+  }
+
   void wait(Rendezvous& r, unsigned& expected) {
     const int64_t epoch = r.epoch;
     progress_ = true;
@@ -215,6 +227,7 @@ class Grid {
       current = nullptr;
       if (!progress) fail("a barrier or warp collective that not all threads reach");
     }
+    for (const Block& block : blocks) check_shared(block);
   }
 
   std::vector<std::unique_ptr<Thread>> threads_;

@@ -225,6 +225,9 @@ def main() -> int:
             errors = re.sub(r"^ptxas info .*\n(?: +\d+ bytes stack frame.*\n)?", "", log, flags=re.MULTILINE)
             print(f"\n{unit} failed:\n{errors}")
             failed = True
+        elif "wgmma.mma_async instructions are serialized" in log:  # information for ptxas, not a warning
+            print(f"\n{unit}:\n{log}")
+            failed = True
     if failed:
         return 1
     kernels = [kernel for _, log in results for kernel in parse_ptxas(log)]

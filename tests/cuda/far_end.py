@@ -65,12 +65,27 @@ def test_pooling(op, layout):
     with Launches("far") as made:
         output = getattr(ops, op)(input, *arguments)
     output = output[0] if isinstance(output, tuple) else output
-    assert [grid for grid, *_ in made] == [(2**16, 1, 1)]
+    by_planes = op == "max_pool2d" and layout == torch.contiguous_format  # two a block
+    assert [grid for grid, *_ in made] == [(2**19 if by_planes else 2**16, 1, 1)]
     wanted = reference(leaf)
     compare(output, wanted, layout)
     grad = ended(output.shape, layout)
     theirs = torch.autograd.grad(wanted, leaf, grad[-1:])[0]
     compare(gradient(output, input, grad)[0], theirs, layout)
+
+
+def test_planes_in_shared_memory():
+    layout = torch.contiguous_format
+    input = ended(SHAPE, layout).requires_grad_()
+    leaf = input.detach()[-1:].float().requires_grad_()
+    with Launches("far") as made:
+        output = ops.max_pool2d(input, [3, 3], [1, 1], [1, 1], [1, 1], False)
+    assert made[0][0] == (2**19, 1, 1)
+    wanted = torch.nn.functional.max_pool2d(leaf, 3, 1, 1)
+    compare(output, wanted, layout, count=2 * 64 * 64)
+    grad = ended(output.shape, layout)
+    theirs = torch.autograd.grad(wanted, leaf, grad[-1:].float())[0]
+    compare(gradient(output, input, grad)[0], theirs, layout, count=2 * 64 * 64)
 
 
 def test_means_of_planes():

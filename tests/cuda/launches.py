@@ -211,21 +211,23 @@ def test_wide_accesses_need_aligned_tensors(shift, dtype):
 @pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_rows_of_planes_are_read_by_16_bytes(dtype, window, shift):
-    """Where they are aligned, else of 16 bits by pairs; with NaN, and an odd number of rows."""
+    """Where they are aligned, else by whole planes; with NaN, and an odd number of rows."""
     kernel, stride, padding = window
     flat = torch.randint(-3, 4, (2 * 3 * 9 * 32 + shift,)).to(dtype)
     flat[::31] = float("nan")
     input = flat[shift:].view(2, 3, 9, 32).requires_grad_()
     pairs = [[kernel] * 2, [stride] * 2, [padding] * 2]
     leaf = input.detach().clone().requires_grad_()
-    lanes = 16 // dtype.itemsize if shift * dtype.itemsize % 16 == 0 else stride
+    aligned = shift * dtype.itemsize % 16 == 0
+    lanes = 16 // dtype.itemsize if aligned else stride
     with Launches() as made:
         output = ops.max_pool2d(input, *pairs, [1, 1], False)
     wanted = torch.nn.functional.max_pool2d(leaf, kernel, stride, padding)
     torch.testing.assert_close(output, wanted, equal_nan=True, rtol=0, atol=0)
-    by_pairs = dtype.itemsize == 2 and shift == 4
-    items = output.numel() // 4 if by_pairs else output.numel() * stride // lanes
-    assert made[0][0][0] == -(-items // 256)
+    if aligned:
+        assert made[0][0][0] == -(-output.numel() * stride // lanes // 256)
+    else:
+        assert "PlaneRun" in made[0][3]
     gradient = torch.randint(-3, 4, output.shape).to(dtype)
     ours = torch.autograd.grad(output, input, gradient)
     torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient), rtol=0, atol=0)
@@ -247,7 +249,7 @@ def test_rows_of_planes_are_read_by_16_bytes(dtype, window, shift):
 @pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 0), (3, 2, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_rows_of_planes_are_taken_in_groups(dtype, window, width, shift):
-    """Forward by pairs where rows are even, gradients by bands, of which the last may be less than whole."""
+    """Forward by planes but for whole rows, gradients by bands, of which the last may be less than whole."""
     kernel, stride, padding = window
     pairs = [[kernel] * 2, [stride] * 2, [padding] * 2]
     flat = torch.randint(-3, 4, (8 * 8 * 9 * width + shift,)).to(dtype)
@@ -261,13 +263,10 @@ def test_rows_of_planes_are_taken_in_groups(dtype, window, width, shift):
         torch.testing.assert_close(output, wanted, equal_nan=True, rtol=0, atol=0)
         rows = 64 * output.shape[2]
         whole = width == stride * output.shape[3] and width * dtype.itemsize % 16 == 0
-        if shift == 0 and whole and (kernel, padding) != (3, 0):
-            items = rows * width * dtype.itemsize // 16
-        elif shift != 1 and width % 2 == 0 and dtype != torch.float64:
-            items = rows * -(-output.shape[3] // 4)
+        if shift * dtype.itemsize % 16 == 0 and whole and (kernel, padding) != (3, 0):
+            assert made[0][0][0] == -(-rows * width * dtype.itemsize // 16 // 256)
         else:
-            items = output.numel()
-        assert made[0][0][0] == -(-items // 256)
+            assert "PlaneRun" in made[0][3]
         flat_gradient = torch.randint(-3, 4, (output.numel() + shift,)).to(dtype)
         gradient = flat_gradient[shift:].view(output.shape)
         with Launches() as made:
@@ -298,7 +297,7 @@ def assert_same_bits(ours, wanted):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_windows_of_3_with_stride_1(dtype, layout, width, padding):
-    """With tiles and strips that reach beyond the image, and an odd number of planes."""
+    """With tiles and strips of planes that reach beyond the image, and an odd number of planes."""
     window = [3, 3], [1, 1], padding, [1, 1]
     for height in (1, 2, 3, 6, 7, 17):
         if height + 2 * padding[0] < 3 or width + 2 * padding[1] < 3:
@@ -319,16 +318,14 @@ def test_windows_of_3_with_stride_1(dtype, layout, width, padding):
         with Launches() as back:
             ours = ops._max_pool2d_backward(gradient, position, [height, width], *window, wide)
         torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient)[0], rtol=0, atol=0)
-        if wide:
-            groups, tile, gradient_tile = 3 * dtype.itemsize, (2, 2), (3, 2)
-            backward_groups = groups
-        else:
-            groups, tile, gradient_tile = 8 if dtype.itemsize == 2 else 15, (14, 2), (14, 3)
-            backward_groups = 15
-        lines, columns = (-(-size // side) for size, side in zip(output.shape[2:], tile, strict=True))
-        assert made[0][0][0] == -(-groups * lines * columns // 256)
-        lines, columns = (-(-size // side) for size, side in zip((height, width), gradient_tile, strict=True))
-        assert back[0][0][0] == -(-backward_groups * lines * columns // 256)
+        sizes = (output.shape[2:], made), ((height, width), back)
+        for (size, launches), tile in zip(sizes, ((2, 2), (3, 2)), strict=True):
+            (kernel,) = launches
+            if wide:
+                tiles = [-(-length // side) for length, side in zip(size, tile, strict=True)]
+                assert kernel[0][0] == -(-3 * dtype.itemsize * tiles[0] * tiles[1] // 256)
+            else:
+                assert "PlaneRun" in kernel[3]
 
 
 @pytest.mark.parametrize("shift", [1, 4, 8])
@@ -351,6 +348,56 @@ def test_windows_of_3_with_stride_1_off_16_bytes(dtype, shift):
                 ours = ops._max_pool2d_backward(gradient, chosen, list(input.shape[2:]), *window, wide)
                 exact = torch.autograd.grad(wanted, leaf, gradient, retain_graph=True)[0]
                 torch.testing.assert_close(ours, exact, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(
+    ("dtype", "side", "whole", "split"),
+    [
+        (torch.float16, 7, 128, 128),
+        (torch.bfloat16, 13, 32, 32),
+        (torch.bfloat16, 6, 64, 64),
+        (torch.float32, 7, 40, 42),
+        (torch.float64, 5, 64, 64),
+        (torch.float64, 7, 42, 42),
+    ],
+    ids=str,
+)
+def test_blocks_of_planes(dtype, side, whole, split, shift):
+    """Halves of blocks begin on 16 bytes where tensors do, and the last block has less than the others."""
+    planes = 4 * whole + 5
+    half = whole if shift == 0 else split
+    values = special_values((planes * side * side + shift,), dtype)
+    input = values[shift:].view(1, planes, side, side)
+    leaf = input.clone().requires_grad_()
+    wanted = torch.nn.functional.max_pool2d(leaf, 3, 1, 1)
+    window = [3, 3], [1, 1], [1, 1], [1, 1]
+    with Launches() as made:
+        output, position = ops._max_pool2d_with_position(input, *window, False)
+    assert_same_bits(output, wanted.detach())
+    blocks = -(-planes // (half * (2 if dtype.itemsize == 2 else 1)))
+    assert made[0][0] == (blocks, 1, 1)
+    gradient = torch.randint(-3, 4, (output.numel() + shift,)).to(dtype)[shift:].view(output.shape)
+    with Launches() as back:
+        ours = ops._max_pool2d_backward(gradient, position, [side, side], *window, False)
+    torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient)[0], rtol=0, atol=0)
+    assert back[0][0] == (blocks, 1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_planes_beyond_shared_memory(dtype):
+    for side, taken in ((96, True), (300, False)):
+        input = special_values((1, 3, side, side - 1), dtype)
+        leaf = input.clone().requires_grad_()
+        wanted = torch.nn.functional.max_pool2d(leaf, 3, 1, 1)
+        window = [3, 3], [1, 1], [1, 1], [1, 1]
+        with Launches() as made:
+            output, position = ops._max_pool2d_with_position(input, *window, False)
+        assert_same_bits(output, wanted.detach())
+        assert ("PlaneRun" in made[0][3]) == taken
+        gradient = torch.randint(-3, 4, output.shape).to(dtype)
+        ours = ops._max_pool2d_backward(gradient, position, list(input.shape[2:]), *window, False)
+        torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient)[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shift", [1, 2, 4])

@@ -7,8 +7,8 @@
 #include "pool2d.h"
 #include "pool2d_element.cuh"
 #include "pool2d_geometry.cuh"
+#include "pool2d_planes.h"
 #include "pool2d_rows.cuh"
-#include "pool2d_strips.cuh"
 #include "pool2d_tiles.cuh"
 #include "vector.cuh"
 
@@ -42,15 +42,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 }
 
-template <typename Window, typename T, typename P>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    max_pool2d_runs(const T* __restrict__ input, T* __restrict__ output, P* __restrict__ position,
-                    const PoolGeometry g, const PoolItems<int32_t> items, bool pairs) {
-  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
-    pool_run_item<Window>(item, input, output, position, g, items, pairs);
-  }
-}
-
 template <typename Window, bool kWide, typename T, typename P>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     max_pool2d_bands(const T* __restrict__ grad_output, const P* __restrict__ position,
@@ -80,25 +71,6 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
   }
 }
 
-template <typename T, typename P>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    max_pool2d_strips(const T* __restrict__ input, T* __restrict__ output, P* __restrict__ position,
-                      const PoolGeometry g, const PoolItems<int32_t> items, int32_t planes) {
-  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
-    pool_strip_item(item, input, output, position, g, items, planes);
-  }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    max_pool2d_strips_backward(const T* __restrict__ grad_output, const uint8_t* __restrict__ position,
-                               T* __restrict__ grad_input, const PoolGeometry g,
-                               const PoolItems<int32_t> items) {
-  for (int32_t item = first_item<int32_t>(); item < items.count; item += grid_width<int32_t>()) {
-    pool_strip_backward_item(item, grad_output, position, grad_input, g, items);
-  }
-}
-
 template <typename P, typename Index>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     max_pool2d_position_to_index(const P* __restrict__ position, int64_t* __restrict__ index,
@@ -106,31 +78,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   for (Index item = first_item<Index>(); item < items.count; item += grid_width<Index>()) {
     pool_index_item(item, position, index, g, items);
   }
-}
-
-template <typename Params>
-PoolGeometry geometry_of(const Params& p) {
-  const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
-  const auto& window = p.window;
-  return {narrow(p.channels_last ? p.c : 1),
-          narrow(p.h),
-          narrow(p.w),
-          narrow(p.oh),
-          narrow(p.ow),
-          narrow(window.kernel_h),
-          narrow(window.kernel_w),
-          narrow(window.stride_h),
-          narrow(window.stride_w),
-          narrow(window.pad_h),
-          narrow(window.pad_w),
-          narrow(window.dilation_h),
-          narrow(window.dilation_w)};
-}
-
-template <typename Window>
-bool matches(const PoolGeometry& g) {
-  return g.kernel_h == Window::kernel && g.kernel_w == Window::kernel && g.stride_h == Window::stride &&
-         g.stride_w == Window::stride && g.dilation_h == 1 && g.dilation_w == 1;
 }
 
 template <int V, bool Planar>
@@ -184,11 +131,6 @@ bool narrow_planes(const Params& p) {
   return !p.channels_last && coordinates_fit(p) && offsets_fit(p);
 }
 
-template <typename Params>
-bool takes_strips(const Params& p) {
-  return narrow_planes(p) && matches<FixedWindow<3, 1>>(geometry_of(p));
-}
-
 template <typename T, typename Params>
 bool takes_tiles(const Params& p) {
   return p.channels_last && p.c % kVectorWidth<T> == 0 && coordinates_fit(p) && offsets_fit(p) &&
@@ -196,7 +138,7 @@ bool takes_tiles(const Params& p) {
 }
 
 template <typename T, typename P>
-cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
+cudaError_t launch_forward(const MaxPool2dParams& p, DType dtype, cudaStream_t stream) {
   const auto* input = static_cast<const T*>(p.input);
   auto* output = static_cast<T*>(p.output);
   auto* position = static_cast<P*>(p.position);
@@ -215,26 +157,8 @@ cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
                            stream, input, output, position, g, items);
           });
       if (rows) return error;
-      if constexpr (sizeof(T) < 8) {
-        const bool even = p.w % 2 == 0 && aligned(input, 2 * sizeof(T));
-        const bool pairs = p.ow % 2 == 0 && aligned(output, 2 * sizeof(T)) && aligned(position, 2);
-        const bool runs = with_window<RowWindow<2, 2, 0>, RowWindow<3, 2, 0>, RowWindow<3, 2, 1>>(
-            [&](auto window) { return even && is_window<decltype(window)>(g); },
-            [&](auto window) {
-              const int64_t groups = (p.ow + kRunOutputs - 1) / kRunOutputs;
-              const auto items = PoolItems<int32_t>::of(images_of(p), 1, p.oh, groups, 1);
-              error = launch(max_pool2d_runs<decltype(window), T, P>, {blocks_for(items.count), kThreads},
-                             stream, input, output, position, g, items, pairs);
-            });
-        if (runs) return error;
-      }
     }
-    if (takes_strips(p)) {
-      const auto items = PoolItems<int32_t>::of(tiles_of(images_of(p), kStripPlanes<T>), 1,
-                                                tiles_of(p.oh, kStripRows), tiles_of(p.ow, kStripColumns), 1);
-      return launch(max_pool2d_strips<T, P>, {blocks_for(items.count), kThreads}, stream, input, output,
-                    position, geometry_of(p), items, static_cast<int32_t>(images_of(p)));
-    }
+    if (const auto error = launch_max_pool2d_planes(p, dtype, stream)) return *error;
     if (wide && takes_tiles<T>(p)) {
       constexpr int V = kVectorWidth<T>;
       const auto items =
@@ -253,7 +177,7 @@ cudaError_t launch_forward(const MaxPool2dParams& p, cudaStream_t stream) {
 }
 
 template <typename T, typename P>
-cudaError_t launch_backward(const MaxPool2dBackwardParams& p, cudaStream_t stream) {
+cudaError_t launch_backward(const MaxPool2dBackwardParams& p, DType dtype, cudaStream_t stream) {
   const auto* grad_output = static_cast<const T*>(p.grad_output);
   const auto* position = static_cast<const P*>(p.position);
   auto* grad_input = static_cast<T*>(p.grad_input);
@@ -281,12 +205,7 @@ cudaError_t launch_backward(const MaxPool2dBackwardParams& p, cudaStream_t strea
               [&](auto window) { run_bands(window, std::false_type{}); });
       if (taken) return error;
     }
-    if (takes_strips(p)) {
-      const auto items = PoolItems<int32_t>::of(images_of(p), 1, tiles_of(p.h, kStripRows),
-                                                tiles_of(p.w, kGradientColumns), 1);
-      return launch(max_pool2d_strips_backward<T>, {blocks_for(items.count), kThreads}, stream, grad_output,
-                    position, grad_input, geometry_of(p), items);
-    }
+    if (const auto error = launch_max_pool2d_planes_backward(p, dtype, stream)) return *error;
     if (wide && takes_tiles<T>(p)) {
       constexpr int V = kVectorWidth<T>;
       const auto items =
@@ -322,9 +241,9 @@ cudaError_t launch_max_pool2d(const MaxPool2dParams& params, DType dtype, cudaSt
   if (params.n * params.c * params.oh * params.ow == 0) return cudaSuccess;
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (params.position == nullptr) return launch_forward<T, NoPosition>(params, stream);
-    if (params.position_bytes == 1) return launch_forward<T, uint8_t>(params, stream);
-    return launch_forward<T, int32_t>(params, stream);
+    if (params.position == nullptr) return launch_forward<T, NoPosition>(params, dtype, stream);
+    if (params.position_bytes == 1) return launch_forward<T, uint8_t>(params, dtype, stream);
+    return launch_forward<T, int32_t>(params, dtype, stream);
   });
 }
 
@@ -333,8 +252,8 @@ cudaError_t launch_max_pool2d_backward(const MaxPool2dBackwardParams& params, DT
   if (params.n * params.c * params.h * params.w == 0) return cudaSuccess;
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (params.position_bytes == 1) return launch_backward<T, uint8_t>(params, stream);
-    return launch_backward<T, int32_t>(params, stream);
+    if (params.position_bytes == 1) return launch_backward<T, uint8_t>(params, dtype, stream);
+    return launch_backward<T, int32_t>(params, dtype, stream);
   });
 }
 

@@ -33,4 +33,30 @@ bool coordinates_fit(const Params& p) {
          window.kernel_h * window.kernel_w <= kMaxIndex32 && p.c <= kMaxIndex32;
 }
 
+template <typename Params>
+PoolGeometry geometry_of(const Params& p) {
+  const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+  const auto& window = p.window;
+  return {narrow(p.channels_last ? p.c : 1),
+          narrow(p.h),
+          narrow(p.w),
+          narrow(p.oh),
+          narrow(p.ow),
+          narrow(window.kernel_h),
+          narrow(window.kernel_w),
+          narrow(window.stride_h),
+          narrow(window.stride_w),
+          narrow(window.pad_h),
+          narrow(window.pad_w),
+          narrow(window.dilation_h),
+          narrow(window.dilation_w)};
+}
+
+// `g`: what has the fields of a window.
+template <typename Window, typename Geometry>
+bool matches(const Geometry& g) {
+  return g.kernel_h == Window::kernel && g.kernel_w == Window::kernel && g.stride_h == Window::stride &&
+         g.stride_w == Window::stride && g.dilation_h == 1 && g.dilation_w == 1;
+}
+
 }  // namespace d2lfast::cuda

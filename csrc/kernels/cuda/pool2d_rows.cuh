@@ -67,65 +67,6 @@ D2LFAST_HOST_DEVICE void pool_rows_item(Index item, const T* input, T* output, P
   if constexpr (!std::is_same_v<P, NoPosition>) best.write_taps(position + item * kOut);
 }
 
-constexpr int kRunOutputs = 4;
-
-// Items: kRunOutputs neighbours of a row, or what is left of it. `pairs`: of the output and the positions.
-template <typename Window, typename T, typename P, typename Index>
-D2LFAST_HOST_DEVICE void pool_run_item(Index item, const T* input, T* output, P* position,
-                                       const PoolGeometry& g, const PoolItems<Index>& items, bool pairs) {
-  constexpr int kSide = Window::kernel, kLead = Window::pad % 2;  // from the boundary of a pair to the first
-  constexpr int kPairs = (kLead + (kRunOutputs - 1) * Window::stride + kSide + 1) / 2;
-  const PoolPlace<Index> at = place_of<1, true>(item, items);
-  const int32_t first = at.w * kRunOutputs, top = at.h * Window::stride - Window::pad;
-  const int32_t column = first * Window::stride - Window::pad - kLead;
-  const T* image = input + at.image * (static_cast<Index>(g.width) * g.height);
-  const auto outside = Lanes<T, 2>::of(from_compute<T>(-INFINITY));  // wins over nothing
-  Lanes<T, 2> rows[kSide][kPairs];
-#pragma unroll
-  for (int kh = 0; kh < kSide; ++kh) {
-    const int32_t h = top + kh;
-    const uint32_t limit = h >= 0 && h < g.height ? g.width : 0;
-    const T* row = computed_once(image + (static_cast<Index>(h) * g.width + column));
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      rows[kh][i] = outside;
-      if (static_cast<uint32_t>(column + 2 * i) < limit) rows[kh][i] = Lanes<T, 2>::read(row + 2 * i);
-    }
-  }
-  RunningMax<T, kRunOutputs, P> best;
-  best.reset((top < 0 ? -top : 0) * kSide);
-  if (first == 0) best.position[0] += Window::pad;
-#pragma unroll
-  for (int kh = 0; kh < kSide; ++kh) {
-#pragma unroll
-    for (int kw = 0; kw < kSide; ++kw) {
-      best.take(Lanes<T, kRunOutputs>::gather(rows[kh], kLead + kw, Window::stride), kh * kSide + kw);
-    }
-  }
-  const Index row = (at.image * g.out_height + at.h) * g.out_width + first;
-  const auto write = [&](auto access) {
-    constexpr int V = decltype(access)::value;
-#pragma unroll
-    for (int v = 0; v < kRunOutputs; v += V) {
-      if (first + v >= g.out_width) return;
-      Vector<T, V> values;
-      Vector<uint8_t, V> taps;
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        values.lane[i] = best.lane(v + i);
-        taps.lane[i] = static_cast<uint8_t>(best.tap(v + i));
-      }
-      store(output + (row + v), values);
-      if constexpr (!std::is_same_v<P, NoPosition>) store(position + (row + v), taps);
-    }
-  };
-  if (pairs) {
-    write(std::integral_constant<int, 2>{});
-  } else {
-    write(std::integral_constant<int, 1>{});
-  }
-}
-
 constexpr int kBandInputs = 8;
 
 // Items: kBandInputs pixels, or what is left of them, of the `stride` rows that the same windows cover. Sums

@@ -130,6 +130,8 @@ FAULTS = {
     "no blocks": "launch of 0 x 1",
     "too much shared memory": "49153 bytes of shared memory with static arrays",
     "not cooperative": "not cooperative",
+    "overlap": "ran",
+    "overlap values": "of both types",
     "correct": "ran",
     "cooperative": "ran",
     "results": "right",

@@ -84,7 +84,7 @@ class SharedPointer {
     if (at < 0 || at >= static_cast<int64_t>(memory_->shadow.size())) {
       Grid::get().fail("an access outside shared memory");
     }
-    return {reinterpret_cast<T*>(memory_->bytes.data()) + at, &memory_->shadow[at]};
+    return {reinterpret_cast<T*>(memory_->data) + at, &memory_->shadow[at]};
   }
   SharedPointer operator+(int64_t i) const { return {memory_, offset_ + i}; }
   int64_t offset() const { return offset_; }
@@ -99,6 +99,7 @@ SharedPointer<T> shared_array(const char* name, int line, int64_t count) {
   auto& memory = Grid::get().current->block->shared[{name, line, typeid(T)}];
   if (memory.shadow.empty()) {
     memory.bytes.resize(count * sizeof(T), 0xa5);
+    memory.data = memory.bytes.data();
     memory.shadow.resize(count);
   }
   return {&memory, 0};
@@ -106,7 +107,15 @@ SharedPointer<T> shared_array(const char* name, int line, int64_t count) {
 
 template <typename T>
 SharedPointer<T> dynamic_shared() {
-  return shared_array<T>("", 0, Grid::get().shape.shared_bytes / sizeof(T));
+  emulation::Block& block = *Grid::get().current->block;
+  auto& memory = block.shared[{"", 0, typeid(T)}];
+  if (memory.data == nullptr) {
+    const size_t bytes = Grid::get().shape.shared_bytes;
+    if (block.dynamic.empty()) block.dynamic.resize(bytes, 0xa5);
+    memory.data = block.dynamic.data();
+    memory.shadow.resize(bytes / sizeof(T));
+  }
+  return {&memory, 0};
 }
 
 template <int V, typename T>

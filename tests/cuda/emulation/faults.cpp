@@ -44,6 +44,14 @@ void correct(int* out) {
   values[threadIdx.x] = other + shuffle_xor(static_cast<int>(threadIdx.x), 31);
   out[threadIdx.x] = values[threadIdx.x];
 }
+// Of all types dynamic shared memory is the same.
+void overlap(int* out) {
+  dynamic_shared<int>()[threadIdx.x] = 1;
+  __syncthreads();
+  dynamic_shared<float>()[threadIdx.x] = 2;
+  __syncthreads();
+  out[threadIdx.x] = dynamic_shared<int>()[threadIdx.x];
+}
 void across_blocks(int* out) {
   out[blockIdx.x * 64 + threadIdx.x] = static_cast<int>(blockIdx.x);
   sync_grid();
@@ -161,6 +169,8 @@ int main() {
   expect("no blocks", correct, {0u, 64});
   expect("too much shared memory", correct, {1, 64, 48 * 1024 - 255});
   expect("not cooperative", across_blocks, {3, 64});
+  expect("overlap", overlap, {1, 64, 256});
+  std::printf("overlap values: %s\n", memory[63] == 0x40000000 ? "of both types" : "kept apart");
   expect("correct", correct, {1, 64});
   bool right = true;
   for (int i = 0; i < 64; ++i) right = right && memory[i] == 63 - i + (i ^ 31);

@@ -30,9 +30,11 @@ struct Shadow {
   int copies = 0;
 };
 
+// An array, or dynamic memory as elements of one type: of all types it has the same bytes.
 struct SharedMemory {
-  std::vector<unsigned char> bytes;
-  std::vector<Shadow> shadow;  // by elements
+  unsigned char* data = nullptr;
+  std::vector<unsigned char> bytes;  // of an array
+  std::vector<Shadow> shadow;        // by elements
 };
 
 struct Rendezvous {
@@ -55,6 +57,7 @@ struct Block {
   unsigned live = 0;
   std::vector<Warp> warps;
   std::map<std::tuple<std::string, int, std::type_index>, SharedMemory> shared;
+  std::vector<unsigned char> dynamic;
 };
 
 struct Thread {

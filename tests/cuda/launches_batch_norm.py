@@ -271,3 +271,17 @@ def test_blocks_of_planes(shape, shift, sums, elements):
         ops.batch_norm_act(input, None, None, None, None, True, 0.1, 1e-5, "relu")
     found = [(grid[:2], block[:2]) for grid, block, *_ in made]
     assert (found[0], found[2]) == (sums, elements)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("size", [8, 7])
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_running_mean_of_infinities(layout, size, value):
+    """As torch's on the CPU, not NaN: the numbers from which distances are taken are finite."""
+    input = torch.randn(16, 16, size, size).to(memory_format=layout)
+    input[:8, 3] = value
+    ours, theirs = statistics(), statistics()
+    ops.batch_norm_act(input, None, None, *ours, True, 0.1, 1e-5, "none")
+    torch.nn.functional.batch_norm(input, *theirs, training=True)
+    assert theirs[0][3] == value
+    torch.testing.assert_close(ours, theirs, equal_nan=True)

@@ -11,6 +11,8 @@
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
+#include <mutex>
+
 #include "vector.cuh"
 
 // Where it does not hold, the launch and with it the process's context end with a message, as those of torch.
@@ -107,7 +109,11 @@ struct LaunchShape {
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                    Arguments... arguments) {
+  // Another thread's smaller launch of this kernel must not lower the limit in between.
+  static std::mutex raising;
+  std::unique_lock lock(raising, std::defer_lock);
   if (shape.shared_bytes > 48 * 1024) {
+    lock.lock();
     const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(shape.shared_bytes));

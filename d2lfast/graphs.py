@@ -15,7 +15,8 @@ def cuda_graph(module: nn.Module, *examples: Tensor, warm_up: int = 3) -> Callab
     """Capture a module's forward and backward as CUDA graphs, which replay with one launch each.
 
     For networks such as LeNet or a character RNN, in which a kernel takes less time than its launch. Every
-    operator of d2lfast can be captured: none of them waits for the device or reads its results.
+    operator of d2lfast can be captured, but for packed sequences, whose lengths go to the device: none waits
+    for the device or reads its results.
 
     Args:
         module: on a CUDA device; the mode (train or eval) at this call is the one that is captured.

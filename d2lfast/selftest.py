@@ -273,8 +273,12 @@ def _batch_norm() -> Iterator[Case]:
             if not inplace:
                 y = _ops().batch_norm_act(x, weight, bias, mean, var, training, 0.1, 1e-5, act, *other)
                 return y, mean, var
-            y = x * 1
-            _ops().batch_norm_act_(y, away(weight), bias, mean, var, training, 0.1, 1e-5, act, *other)
+            scale, y = away(weight), x * 1
+            if x.is_cuda and (training or scale.requires_grad):
+                # There it refuses gradients that need more than the output; the layer then calls the other.
+                y = _ops().batch_norm_act(y, scale, bias, mean, var, training, 0.1, 1e-5, act, *other)
+            else:
+                _ops().batch_norm_act_(y, scale, bias, mean, var, training, 0.1, 1e-5, act, *other)
             return y, mean, var
 
         def reference(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:

@@ -28,6 +28,7 @@ def test_more_than_int32_elements(op, layout):
         assert f"PoolItems<{index}>" in made[0][3]
 
 
+@torch._dynamo.config.patch(allow_rnn=True)
 def test_the_choice_of_a_recurrent_layer_is_traced():
     """An operator that returns a name would break the graph."""
     layer = d2lfast.nn.GRU(4, 5)

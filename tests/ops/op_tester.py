@@ -388,5 +388,7 @@ class OpTester:
             try:
                 self.entry.native(dict(inputs), dict(self.exported.options))
             except Exception as error:
-                with pytest.raises(type(error)):
+                # Some of torch's CUDA functions have no kernel for meta tensors.
+                kind = RuntimeError if isinstance(error, NotImplementedError) else type(error)
+                with pytest.raises(kind):
                     self.entry.ours(inputs, dict(self.exported.options))

@@ -89,7 +89,8 @@ struct Access {
 // The variants that are worth their binary: int32 offsets for tensors below 2^31 elements, fixed windows,
 // accesses of 16 bytes in channels_last, and in NCHW where rows allow them (pool2d_rows.cuh).
 // Everything else takes the general kernel.
-template <typename T, typename P, typename Params, typename Body>
+// FixedPlanes: whether NCHW has fixed windows here.
+template <typename T, typename P, bool FixedPlanes, typename Params, typename Body>
 cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
   constexpr Access<1, true> kPlanar;
   constexpr Access<1, false> kSingle;
@@ -100,10 +101,13 @@ cudaError_t with_variant(const Params& p, bool aligned, Body&& body) {
   }
   const bool wide = p.channels_last && aligned && p.c % kWide.lanes == 0;
   if constexpr (!std::is_same_v<P, int32_t>) {
-    if (wide || !p.channels_last) {
+    if (wide || (FixedPlanes && !p.channels_last)) {
       const PoolGeometry g = geometry_of(p);
       const auto take = [&](auto window) {
-        return wide ? body(window, kWide, int32_t{}) : body(window, kPlanar, int32_t{});
+        if constexpr (FixedPlanes) {
+          if (!wide) return body(window, kPlanar, int32_t{});
+        }
+        return body(window, kWide, int32_t{});
       };
       if (matches<FixedWindow<2, 2>>(g)) return take(FixedWindow<2, 2>{});
       if (matches<FixedWindow<3, 2>>(g)) return take(FixedWindow<3, 2>{});
@@ -167,7 +171,7 @@ cudaError_t launch_forward(const MaxPool2dParams& p, DType dtype, cudaStream_t s
                     position, geometry_of(p), items);
     }
   }
-  return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
+  return with_variant<T, P, false>(p, wide, [&](auto window, auto access, auto offset) {
     constexpr int kLanes = decltype(access)::lanes;
     const PoolGeometry g = geometry_of(p);
     const auto items = PoolItems<decltype(offset)>::of(images_of(p), g.channels, p.oh, p.ow, kLanes);
@@ -214,7 +218,7 @@ cudaError_t launch_backward(const MaxPool2dBackwardParams& p, DType dtype, cudaS
                     position, grad_input, geometry_of(p), items);
     }
   }
-  return with_variant<T, P>(p, wide, [&](auto window, auto access, auto offset) {
+  return with_variant<T, P, true>(p, wide, [&](auto window, auto access, auto offset) {
     constexpr int kLanes = decltype(access)::lanes;
     const PoolGeometry g = geometry_of(p);
     using Window = decltype(window);

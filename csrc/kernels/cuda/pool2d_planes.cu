@@ -19,18 +19,17 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks)
   const auto values = dynamic_shared<Slot<T>>();
   const auto results = values + run.result;
   const auto taps = dynamic_shared<TapSlot<T>>() + run.taps;
-  const int32_t out_size = g.out_height * g.out_width;
   const PlaneBlock<T> block(run, blockIdx.x);
-  stage_planes<Piece<T>>(values, input, g.height * g.width, run.half, block);
+  stage_planes<Piece<T>, pitched(K)>(values, input, run.source_planes, run.half, block);
   __syncthreads();
   const int32_t items = block.planes[0] * run.columns.divisor * run.lines.divisor;
   for (int32_t item = threadIdx.x; item < items; item += kPlaneThreads) {
     pool_plane_strip<Window, K, T, P>(item, values, results, taps, g, run);
   }
   __syncthreads();
-  unstage_planes<Piece<T>>(output, results, out_size, run.half, block);
+  unstage_planes<Piece<T>, pitched(K)>(output, results, run.result_planes, run.half, block);
   if constexpr (!std::is_same_v<P, NoPosition>) {
-    unstage_planes<TapPiece<T>>(position, taps, out_size, run.half, block);
+    unstage_planes<TapPiece<T>, pitched(K)>(position, taps, run.result_planes, run.half, block);
   }
 }
 
@@ -41,17 +40,16 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks)
   const auto gradients = dynamic_shared<Slot<T>>();
   const auto results = gradients + run.result;
   const auto taps = dynamic_shared<TapSlot<T>>() + run.taps;
-  const int32_t out_size = g.out_height * g.out_width;
   const PlaneBlock<T> block(run, blockIdx.x);
-  stage_planes<Piece<T>>(gradients, grad_output, out_size, run.half, block);
-  stage_planes<TapPiece<T>>(taps, position, out_size, run.half, block);
+  stage_planes<Piece<T>, pitched(K)>(gradients, grad_output, run.source_planes, run.half, block);
+  stage_planes<TapPiece<T>, pitched(K)>(taps, position, run.source_planes, run.half, block);
   __syncthreads();
   const int32_t items = block.planes[0] * run.columns.divisor * run.lines.divisor;
   for (int32_t item = threadIdx.x; item < items; item += kPlaneThreads) {
     pool_plane_strip_backward<K, T>(item, gradients, taps, results, g, run);
   }
   __syncthreads();
-  unstage_planes<Piece<T>>(grad_input, results, g.height * g.width, run.half, block);
+  unstage_planes<Piece<T>, pitched(K)>(grad_input, results, run.result_planes, run.half, block);
 }
 
 struct PlanePlan {
@@ -67,10 +65,15 @@ std::optional<PlanePlan> plan_of(int64_t planes, int64_t source, int64_t result,
                                  int64_t width, int64_t columns, int64_t rows, bool aligned_bases) {
   constexpr int64_t V = kSlotPlanes<T>, kSlot = sizeof(Slot<T>), kTap = sizeof(TapSlot<T>);
   constexpr int64_t kBlockBytes = 75 * 1024;  // three on a multiprocessor of sm_90
+  const auto fours = [&](int64_t size) {
+    return pitched(static_cast<int>(columns)) && size % 8 == 0 ? 1 : 0;
+  };
   // Each of the three begins on a boundary.
-  const auto slots = [](int64_t count) { return (count + 15) / 16 * 16; };
+  const auto slots = [&](int64_t half, int64_t size) {
+    return (half * (size + 4 * fours(size)) + 15) / 16 * 16;
+  };
   const auto bytes = [&](int64_t half) {
-    return (slots(half * source) + slots(half * result)) * kSlot + slots(half * taps) * kTap;
+    return (slots(half, source) + slots(half, result)) * kSlot + slots(half, taps) * kTap;
   };
   const int64_t most = device_limits().shared_bytes;
   const int64_t lines = (height + rows - 1) / rows, strips = (width + columns - 1) / columns;
@@ -85,8 +88,10 @@ std::optional<PlanePlan> plan_of(int64_t planes, int64_t source, int64_t result,
   plan.run.planes = planes;
   plan.run.half = static_cast<int32_t>(half);
   plan.run.rows = static_cast<int32_t>((height + lines - 1) / lines);
-  plan.run.result = static_cast<int32_t>(slots(half * source));
-  plan.run.taps = static_cast<int32_t>((slots(half * source) + slots(half * result)) * (kSlot / kTap));
+  plan.run.source_planes = {Divider<int32_t>(source), fours(source)};
+  plan.run.result_planes = {Divider<int32_t>(result), fours(result)};
+  plan.run.result = static_cast<int32_t>(slots(half, source));
+  plan.run.taps = static_cast<int32_t>((slots(half, source) + slots(half, result)) * (kSlot / kTap));
   plan.run.columns = Divider<int32_t>(strips);
   plan.run.lines = Divider<int32_t>(lines);
   plan.run.wide = wide;
@@ -121,7 +126,7 @@ std::optional<cudaError_t> forward(const MaxPool2dParams& p, cudaStream_t stream
   };
   constexpr std::integral_constant<int, 3> kThree;
   if (matches<FixedWindow<3, 1>>(p.window)) {
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) < 8) {
       if (takes_sevens(p.ow)) return run(FixedWindow<3, 1>{}, std::integral_constant<int, 7>{});
     }
     return run(FixedWindow<3, 1>{}, kThree);
@@ -144,7 +149,7 @@ std::optional<cudaError_t> backward(const MaxPool2dBackwardParams& p, cudaStream
                   static_cast<const uint8_t*>(p.position), static_cast<T*>(p.grad_input), geometry_of(p),
                   plan->run);
   };
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (sizeof(T) < 8) {
     if (takes_sevens(p.w)) return run(std::integral_constant<int, 7>{});
   }
   return run(std::integral_constant<int, 3>{});

@@ -18,10 +18,28 @@ using Slot = std::conditional_t<sizeof(T) == 2, uint32_t, T>;
 template <typename T>
 using TapSlot = std::conditional_t<sizeof(T) == 2, uint32_t, uint8_t>;
 
+// Of planes in shared memory. What is between them, where Pitched, keeps the strips of a warp in different
+// banks.
+struct PlanePitch {
+  Divider<int32_t> size;
+  int32_t fours;  // of slots between two planes: so the compiler sees what is aligned
+
+  D2LFAST_HOST_DEVICE int32_t pitch() const { return size.divisor + 4 * fours; }
+  template <bool Pitched>
+  D2LFAST_HOST_DEVICE int32_t place(int32_t slot) const {
+    if constexpr (!Pitched) return slot;
+    return slot + 4 * (fours * size.divide(slot));
+  }
+};
+
+// Strips of 3 columns of planes that are multiples of 8 elements would share few banks.
+constexpr bool pitched(int columns) { return columns == 3; }
+
 struct PlaneRun {
-  int64_t planes;                   // of the tensor
-  int32_t half;                     // planes of each half of a block
-  int32_t rows;                     // of a strip
+  int64_t planes;  // of the tensor
+  int32_t half;    // planes of each half of a block
+  int32_t rows;    // of a strip
+  PlanePitch source_planes, result_planes;
   int32_t result, taps;             // in shared memory, by slots of values and of positions
   Divider<int32_t> columns, lines;  // strips in a plane's width and height
   bool wide;                        // whether the halves of all tensors begin on 16 bytes, of positions on 8
@@ -168,10 +186,11 @@ __device__ S slot_of(const E (&values)[V]) {
   }
 }
 
-// Beyond the tensor slots are zero. `size`: of a plane.
-template <typename Taken, typename T, typename E, typename S>
-__device__ void stage_planes(SharedPointer<S> to, const E* tensor, int32_t size, int32_t half,
+// Beyond the tensor slots are zero.
+template <typename Taken, bool Pitched, typename T, typename E, typename S>
+__device__ void stage_planes(SharedPointer<S> to, const E* tensor, const PlanePitch& planes, int32_t half,
                              const PlaneBlock<T>& block) {
+  const int32_t size = planes.size.divisor;
   constexpr int V = kSlotPlanes<T>, N = kVectorWidth<T>;
   const E* from = tensor + block.first * size;
   const int32_t count = half * size, thread = threadIdx.x;
@@ -186,7 +205,7 @@ __device__ void stage_planes(SharedPointer<S> to, const E* tensor, int32_t size,
 #pragma unroll
       for (int i = 0; i < kPiecesUnderWay; ++i) {
         const int32_t at = first + i * kPlaneThreads * N;
-        if (at < count) taken[i].stage(to + at);
+        if (at < count) taken[i].stage(to + planes.template place<Pitched>(at));
       }
     }
     return;
@@ -198,13 +217,14 @@ __device__ void stage_planes(SharedPointer<S> to, const E* tensor, int32_t size,
     for (int v = 0; v < V; ++v) {
       if (at < block.planes[v] * size) values[v] = from[v * count + at];
     }
-    to[at] = slot_of<S, V>(values);
+    to[planes.template place<Pitched>(at)] = slot_of<S, V>(values);
   }
 }
 
-template <typename Taken, typename T, typename E, typename S>
-__device__ void unstage_planes(E* tensor, SharedPointer<S> from, int32_t size, int32_t half,
+template <typename Taken, bool Pitched, typename T, typename E, typename S>
+__device__ void unstage_planes(E* tensor, SharedPointer<S> from, const PlanePitch& planes, int32_t half,
                                const PlaneBlock<T>& block) {
+  const int32_t size = planes.size.divisor;
   constexpr int V = kSlotPlanes<T>, N = kVectorWidth<T>;
   E* to = tensor + block.first * size;
   const int32_t count = half * size, thread = threadIdx.x;
@@ -212,13 +232,13 @@ __device__ void unstage_planes(E* tensor, SharedPointer<S> from, int32_t size, i
 #pragma unroll 2
     for (int32_t at = thread * N; at < count; at += kPlaneThreads * N) {
       Taken taken;
-      taken.unstage(from + at);
+      taken.unstage(from + planes.template place<Pitched>(at));
       taken.store_values(to, at, count);
     }
     return;
   }
   for (int32_t at = thread; at < block.planes[0] * size; at += kPlaneThreads) {
-    const S slot = from[at];
+    const S slot = from[planes.template place<Pitched>(at)];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       if (at >= block.planes[v] * size) continue;
@@ -313,7 +333,7 @@ __device__ void pool_plane_strip(int32_t item, SharedPointer<Slot<T>> input, Sha
   for (int j = 0; j < kSpan; ++j) {
     const int32_t inside = left + j < g.width ? left + j : g.width - 1, w = inside > 0 ? inside : 0;
     offset[j] = w - left;
-    column[j] = input + (item * (g.width * g.height) + w);
+    column[j] = input + (item * run.source_planes.pitch() + w);
   }
   const auto reduce = [&](int32_t h, Max(&to)[K]) {
     const int32_t below = h > 0 ? h : 0, inside = below < g.height ? below : g.height - 1;
@@ -330,7 +350,7 @@ __device__ void pool_plane_strip(int32_t item, SharedPointer<Slot<T>> input, Sha
   Max kept[kTurns][K];
 #pragma unroll
   for (int i = 0; i < kKept; ++i) reduce(begin * kStride - g.pad_h + i, kept[i]);
-  int32_t to = (item * g.out_height + begin) * g.out_width + ow;
+  int32_t to = item * run.result_planes.pitch() + begin * g.out_width + ow;
   for (int32_t first = begin; first < end; first += kTurns) {
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
@@ -401,7 +421,7 @@ __device__ void pool_plane_strip_backward(int32_t item, SharedPointer<Slot<T>> g
   const int32_t w = take_remainder(item, run.columns) * K, left = w + g.pad_w - 2;
   const int32_t begin = take_remainder(item, run.lines) * run.rows;
   const int32_t end = begin + run.rows < g.height ? begin + run.rows : g.height;
-  const int32_t windows = item * (g.out_width * g.out_height) + left;
+  const int32_t windows = item * run.source_planes.pitch() + left;
   const auto gradients = grad_output + windows;
   const auto taps = position + windows;
   // What is outside stays as it is here: chosen nothing.
@@ -413,40 +433,39 @@ __device__ void pool_plane_strip_backward(int32_t item, SharedPointer<Slot<T>> g
     inside[j] = is_below(left + j, g.out_width);
     chosen[j] = 0x0f0f0f0f;
   }
-  int32_t to = (item * g.height + begin) * g.width + w;
+  int32_t to = item * run.result_planes.pitch() + begin * g.width + w;
   // Of three rows by turns: the windows of a row add to it and to the two after it.
   Compute<T> sum[3][K][V] = {};
-  const auto add = [&](int32_t h, auto turn, auto first_kh) {
-    constexpr int kTurn = decltype(turn)::value, kFirst = decltype(first_kh)::value;
+  const auto step = [&](int32_t h, auto turn) {
+    constexpr int kTurn = decltype(turn)::value;
     const int32_t oh = h + g.pad_h;
-    if (!is_below(oh, g.out_height)) return;
-    const auto row_gradients = shared_once(gradients + oh * g.out_width);
-    const auto row_taps = shared_once(taps + oh * g.out_width);
+    if (h >= end) return;
+    if (h + 2 >= begin && is_below(oh, g.out_height)) {
+      const auto row_gradients = shared_once(gradients + oh * g.out_width);
+      const auto row_taps = shared_once(taps + oh * g.out_width);
 #pragma unroll
-    for (int j = 0; j < kWindows; ++j) {
-      if (!inside[j]) continue;
-      const auto slot = lanes_of<V, T>(static_cast<Slot<T>>(row_gradients[j]));
+      for (int j = 0; j < kWindows; ++j) {
+        if (!inside[j]) continue;
+        const auto slot = lanes_of<V, T>(static_cast<Slot<T>>(row_gradients[j]));
 #pragma unroll
-      for (int v = 0; v < V; ++v) given[j][v] = to_compute(slot.lane(v));
-      chosen[j] = row_taps[j];
-    }
+        for (int v = 0; v < V; ++v) given[j][v] = to_compute(slot.lane(v));
+        chosen[j] = row_taps[j];
+      }
 #pragma unroll
-    for (int j = 0; j < kWindows; ++j) {
+      for (int kh = 0; kh < 3; ++kh) {
+        if (!is_below(h + kh - begin, end - begin)) continue;
 #pragma unroll
-      for (int kh = kFirst; kh < 3; ++kh) {
+        for (int j = 0; j < kWindows; ++j) {
 #pragma unroll
-        for (int c = 0; c < K; ++c) {
-          const int kw = c + 2 - j;
-          if (kw < 0 || kw > 2) continue;
-          add_chosen(sum[(kTurn + kh) % 3][c], chosen[j], kh * 3 + kw, given[j]);
+          for (int c = 0; c < K; ++c) {
+            const int kw = c + 2 - j;
+            if (kw < 0 || kw > 2) continue;
+            add_chosen(sum[(kTurn + kh) % 3][c], chosen[j], kh * 3 + kw, given[j]);
+          }
         }
       }
     }
-  };
-  const auto step = [&](int32_t h, auto turn) {
-    constexpr int kTurn = decltype(turn)::value;
-    if (h >= end) return;
-    add(h, turn, std::integral_constant<int, 0>{});
+    if (h < begin) return;
     const auto row_to = shared_once(grad_input + to);
     each_column<K>(g.width - w, [&](int c) {
       T results[V];
@@ -461,9 +480,7 @@ __device__ void pool_plane_strip_backward(int32_t item, SharedPointer<Slot<T>> g
     }
     to += g.width;
   };
-  add(begin - 2, std::integral_constant<int, 1>{}, std::integral_constant<int, 2>{});
-  add(begin - 1, std::integral_constant<int, 2>{}, std::integral_constant<int, 1>{});
-  for (int32_t h = begin; h < end; h += 3) {
+  for (int32_t h = begin - 3; h < end; h += 3) {
     step(h, std::integral_constant<int, 0>{});
     step(h + 1, std::integral_constant<int, 1>{});
     step(h + 2, std::integral_constant<int, 2>{});

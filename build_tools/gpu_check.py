@@ -103,6 +103,9 @@ def run(step: Step, seconds: float, log: BinaryIO) -> tuple[str, float]:
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": path, **step.environment, "PYTHONPATH": str(ROOT)}
     allowed = min(seconds, step.seconds)
+    # A shell's background jobs ignore interrupts, and so would theirs.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     start = time.monotonic()
     process = subprocess.Popen(
         step.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True

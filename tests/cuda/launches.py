@@ -293,6 +293,19 @@ def assert_same_bits(ours, wanted):
     assert torch.equal(ours.signbit()[numbers], wanted.signbit()[numbers])
 
 
+STRIDE_1 = [3, 3], [1, 1], [1, 1], [1, 1]
+
+
+def pooled_with_stride_1(input):
+    """Launches and positions of windows of 3, and a leaf with torch's result, which ours is equal to."""
+    leaf = input.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    wanted = torch.nn.functional.max_pool2d(leaf, 3, 1, 1)
+    with Launches() as made:
+        output, position = ops._max_pool2d_with_position(input, *STRIDE_1, False)
+    assert_same_bits(output, wanted.detach())
+    return made, position, leaf, wanted
+
+
 @pytest.mark.parametrize("padding", [[1, 1], [0, 1], [1, 0]], ids=str)
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 6, 7, 9, 12, 14, 27])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -332,21 +345,17 @@ def test_windows_of_3_with_stride_1(dtype, layout, width, padding):
 @pytest.mark.parametrize("shift", [1, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_windows_of_3_with_stride_1_off_16_bytes(dtype, shift):
-    window = [3, 3], [1, 1], [1, 1], [1, 1]
     for shape in ((2, 5, 7, 8), (2, 5, 7, 12)):
         values = special_values((2 * 5 * 7 * 12 + shift,), dtype)
         view = values[shift : shift + 70 * shape[3]].view(shape)
         for input in (view, view.permute(0, 3, 1, 2)):
-            leaf = input.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-            wanted = torch.nn.functional.max_pool2d(leaf, 3, 1, 1)
-            output, position = ops._max_pool2d_with_position(input, *window, False)
-            assert_same_bits(output, wanted.detach())
+            _, position, leaf, wanted = pooled_with_stride_1(input)
             moved = torch.empty(position.numel() + shift, dtype=position.dtype)[shift:]
             taps = moved.as_strided(position.shape, position.stride(), shift).copy_(position)
-            gradient = torch.randint(-3, 4, output.shape).to(output)
+            gradient = torch.randint(-3, 4, wanted.shape).to(dtype)
             wide = input is not view
             for chosen in (position, taps):
-                ours = ops._max_pool2d_backward(gradient, chosen, list(input.shape[2:]), *window, wide)
+                ours = ops._max_pool2d_backward(gradient, chosen, list(input.shape[2:]), *STRIDE_1, wide)
                 exact = torch.autograd.grad(wanted, leaf, gradient, retain_graph=True)[0]
                 torch.testing.assert_close(ours, exact, rtol=0, atol=0)
 
@@ -374,17 +383,12 @@ def test_blocks_of_planes(dtype, side, whole, split, shift):
     half = whole if shift == 0 else split
     values = special_values((planes * side * side + shift,), dtype)
     input = values[shift:].view(1, planes, side, side)
-    leaf = input.clone().requires_grad_()
-    wanted = torch.nn.functional.max_pool2d(leaf, 3, 1, 1)
-    window = [3, 3], [1, 1], [1, 1], [1, 1]
-    with Launches() as made:
-        output, position = ops._max_pool2d_with_position(input, *window, False)
-    assert_same_bits(output, wanted.detach())
+    made, position, leaf, wanted = pooled_with_stride_1(input)
     blocks = -(-planes // (half * (2 if dtype.itemsize == 2 else 1)))
     assert made[0][0] == (blocks, 1, 1)
-    gradient = torch.randint(-3, 4, (output.numel() + shift,)).to(dtype)[shift:].view(output.shape)
+    gradient = torch.randint(-3, 4, (wanted.numel() + shift,)).to(dtype)[shift:].view(wanted.shape)
     with Launches() as back:
-        ours = ops._max_pool2d_backward(gradient, position, [side, side], *window, False)
+        ours = ops._max_pool2d_backward(gradient, position, [side, side], *STRIDE_1, False)
     torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient)[0], rtol=0, atol=0)
     assert back[0][0] == (blocks, 1, 1)
 
@@ -393,15 +397,10 @@ def test_blocks_of_planes(dtype, side, whole, split, shift):
 def test_planes_beyond_shared_memory(dtype):
     for side, taken in ((96, True), (300, False)):
         input = special_values((1, 3, side, side - 1), dtype)
-        leaf = input.clone().requires_grad_()
-        wanted = torch.nn.functional.max_pool2d(leaf, 3, 1, 1)
-        window = [3, 3], [1, 1], [1, 1], [1, 1]
-        with Launches() as made:
-            output, position = ops._max_pool2d_with_position(input, *window, False)
-        assert_same_bits(output, wanted.detach())
+        made, position, leaf, wanted = pooled_with_stride_1(input)
         assert ("PlaneRun" in made[0][3]) == taken
-        gradient = torch.randint(-3, 4, output.shape).to(dtype)
-        ours = ops._max_pool2d_backward(gradient, position, list(input.shape[2:]), *window, False)
+        gradient = torch.randint(-3, 4, wanted.shape).to(dtype)
+        ours = ops._max_pool2d_backward(gradient, position, list(input.shape[2:]), *STRIDE_1, False)
         torch.testing.assert_close(ours, torch.autograd.grad(wanted, leaf, gradient)[0], rtol=0, atol=0)
 
 

@@ -76,21 +76,27 @@ D2LFAST_HOST_DEVICE uint32_t permuted_bytes(uint32_t a, uint32_t b, uint32_t sel
 #endif
 }
 
-// What a thread moves at once: 16 bytes of values, and the positions that go with them.
-template <typename T>
-struct Piece {
+// What a thread moves at once, of E: 16 bytes of values T, or the positions that go with them.
+template <typename T, typename E>
+struct Halves {
   static constexpr int V = kSlotPlanes<T>, N = kVectorWidth<T>;
-  Lanes<T, N> half[V];
+  Lanes<E, N> half[V];
 
   // `distance`: of the halves.
-  __device__ void load_values(const T* from, int32_t at, int32_t distance) {
+  __device__ void load_values(const E* from, int32_t at, int32_t distance) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) half[v] = Lanes<T, N>::read(from + (v * distance + at));
+    for (int v = 0; v < V; ++v) half[v] = Lanes<E, N>::read(from + (v * distance + at));
   }
-  __device__ void store_values(T* to, int32_t at, int32_t distance) const {
+  __device__ void store_values(E* to, int32_t at, int32_t distance) const {
 #pragma unroll
     for (int v = 0; v < V; ++v) half[v].write(to + (v * distance + at));
   }
+};
+
+template <typename T>
+struct Piece : Halves<T, T> {
+  using Halves<T, T>::V, Halves<T, T>::N, Halves<T, T>::half;
+
   __device__ void stage(SharedPointer<Slot<T>> to) const {
     if constexpr (V == 1) {
       store_shared(to, half[0].held);
@@ -126,18 +132,9 @@ struct Piece {
 };
 
 template <typename T>
-struct TapPiece {
-  static constexpr int V = kSlotPlanes<T>, N = kVectorWidth<T>;
-  Lanes<uint8_t, N> half[V];
+struct TapPiece : Halves<T, uint8_t> {
+  using Halves<T, uint8_t>::V, Halves<T, uint8_t>::N, Halves<T, uint8_t>::half;
 
-  __device__ void load_values(const uint8_t* from, int32_t at, int32_t distance) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) half[v] = Lanes<uint8_t, N>::read(from + (v * distance + at));
-  }
-  __device__ void store_values(uint8_t* to, int32_t at, int32_t distance) const {
-#pragma unroll
-    for (int v = 0; v < V; ++v) half[v].write(to + (v * distance + at));
-  }
   // Each byte twice: slots are halves of 16 bits that can be compared as numbers.
   __device__ void stage(SharedPointer<TapSlot<T>> to) const {
     if constexpr (V == 1) {

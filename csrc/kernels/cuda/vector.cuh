@@ -75,14 +75,6 @@ struct Lanes {
     for (int v = 0; v < V; ++v) lanes.held.lane[v] = from[v * step];
     return lanes;
   }
-  // Every `step`th lane of neighbouring pairs.
-  static D2LFAST_HOST_DEVICE Lanes gather(const Lanes<T, 2>* pairs, int first, int step) {
-    Lanes lanes;
-#pragma unroll
-    for (int v = 0; v < V; ++v)
-      lanes.held.lane[v] = pairs[(first + v * step) / 2].lane((first + v * step) % 2);
-    return lanes;
-  }
   D2LFAST_HOST_DEVICE T lane(int v) const { return held.lane[v]; }
   D2LFAST_HOST_DEVICE void write(T* address) const { store(address, held); }
 };
@@ -118,22 +110,6 @@ struct Lanes<T, V> {
       uint32_t bits = 0;
       memcpy(&bits, from + v * step, sizeof(T));
       lanes.word[v / kInWord] |= bits << kBits * (v % kInWord);
-    }
-    return lanes;
-  }
-  static D2LFAST_HOST_DEVICE Lanes gather(const Lanes<T, 2>* pairs, int first, int step)
-    requires(sizeof(T) == 2)
-  {
-    Lanes lanes;
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      const int low = first + 2 * i * step, high = low + step;
-      const uint32_t a = pairs[low / 2].word[0], b = pairs[high / 2].word[0];
-#ifdef __CUDA_ARCH__
-      lanes.word[i] = __byte_perm(a, b, (low % 2 ? 0x32 : 0x10) | (high % 2 ? 0x7600 : 0x5400));
-#else
-      lanes.word[i] = (a >> 16 * (low % 2) & 0xffff) | b >> 16 * (high % 2) << 16;
-#endif
     }
     return lanes;
   }

@@ -30,6 +30,8 @@ TRAPS = [
     "-fno-sanitize=vptr,float-divide-by-zero",
     "-fsanitize-undefined-trap-on-error",
 ]
+# Accesses to memory call global_memory.cpp.
+CALLS = ["-fsanitize=thread"]
 
 
 def units() -> list[cuda_compile.Unit]:
@@ -39,11 +41,13 @@ def units() -> list[cuda_compile.Unit]:
     emulation = ["-I", str(HERE)]
     made = []
     for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
-        command = [*compiler, *FLAGS, *TRAPS, "-O1", *emulation, "-x", "c++"]
+        command = [*compiler, *FLAGS, *TRAPS, *CALLS, "-O1", *emulation, "-x", "c++"]
         made.append(cuda_compile.Unit(source, OUT / f"{source.stem}.kernel.o", command))
     operators = [*compiler, *FLAGS, "-O0", *emulation, *torch_include, "-DD2LFAST_CUDA_KEY=CPU"]
     for source in [*sorted(ROOT.glob("csrc/ops/cuda/*.cpp")), HERE / "memory.cpp"]:
         made.append(cuda_compile.Unit(source, OUT / f"{source.stem}.ops.o", operators))
+    watch = [*compiler, *FLAGS, "-O2"]
+    made.append(cuda_compile.Unit(HERE / "global_memory.cpp", OUT / "global_memory.o", watch))
     return made
 
 

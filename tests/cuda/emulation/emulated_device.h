@@ -175,6 +175,7 @@ void copy_async(SharedPointer<T> to, const T* from, bool valid) {
   if (to.offset() % kCount != 0) Grid::get().fail("a misaligned copy to shared memory");
   if (valid && reinterpret_cast<uintptr_t>(from) % kBytes != 0) Grid::get().fail("a misaligned copy");
   for (int i = 0; i < kCount; ++i) to[i].begin_copy();
+  if (valid) emulation::read_global(from, kBytes);
   Grid::get().current->copies.back().push_back([=] {
     for (int i = 0; i < kCount; ++i) to[i].end_copy(valid ? from[i] : T{});
   });

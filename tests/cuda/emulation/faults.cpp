@@ -1,6 +1,8 @@
 // Kernels with one fault each: the emulation must name it. Prints what it said, a line for each.
 
+#include <algorithm>
 #include <cstdio>
+#include <iterator>
 
 #include "../../../csrc/kernels/cuda/warpgroup.cuh"
 
@@ -61,6 +63,43 @@ void across_blocks(int* out) {
 }
 
 alignas(16) int memory[64 * 3];
+alignas(16) int source[64];
+
+// Each thread's neighbour reads what it writes: in its block, over a barrier, and in another block.
+void global_race(int* out) {
+  out[threadIdx.x] = 1;
+  out[64 + threadIdx.x] = out[(threadIdx.x + 63) % 64];
+}
+void global_barrier(int* out) {
+  out[threadIdx.x] = 1;
+  __syncthreads();
+  out[64 + threadIdx.x] = out[(threadIdx.x + 63) % 64];
+}
+void global_blocks(int* out) {
+  out[blockIdx.x] = 1;
+  __syncthreads();
+  out[3 + blockIdx.x] = out[(blockIdx.x + 2) % 3];
+}
+void global_grid_unsynchronised(int* out) {
+  if (threadIdx.x == 0) out[blockIdx.x] = 1;
+  sync_grid();
+  if (threadIdx.x == 0) out[3 + blockIdx.x] = out[(blockIdx.x + 2) % 3];
+  __syncthreads();
+  if (threadIdx.x == 0) out[blockIdx.x] = 2;
+}
+void global_both_write(int* out) { out[0] = 1; }
+void global_bytes(int* out) { reinterpret_cast<unsigned char*>(out)[threadIdx.x] = 1; }
+void global_overlap(int* out) {
+  if (threadIdx.x == 0) {
+    store(out, load<4>(source));
+  } else {
+    reinterpret_cast<unsigned char*>(out)[14 + threadIdx.x] = 1;
+  }
+}
+void global_readers(int* out) {
+  if (threadIdx.x < 2) source[threadIdx.x + 2] = out[3];
+  if (threadIdx.x == 2) out[3] = 1;
+}
 
 void copy_four(SharedPointer<int> to, const int* from) {
   copy_async_16(to + 4 * threadIdx.x, from + 4 * threadIdx.x, true);
@@ -70,8 +109,8 @@ void copy_four(SharedPointer<int> to, const int* from) {
 void missing_wait(int*) {
   D2LFAST_SHARED(int, values, 32);
   if (threadIdx.x >= 4) return;
-  copy_four(values, memory);
-  copy_four(values + 16, memory);
+  copy_four(values, source);
+  copy_four(values + 16, source);
   wait_async<1>();
   const int last = values[4 * threadIdx.x] + values[16 + 4 * threadIdx.x];
   memory[threadIdx.x] = last;
@@ -79,7 +118,7 @@ void missing_wait(int*) {
 // The copy's own thread has it after the wait, the others only after a barrier.
 void missing_barrier(int* out) {
   D2LFAST_SHARED(int, values, 256);
-  copy_async_16(values + 4 * threadIdx.x, memory, true);
+  copy_async_16(values + 4 * threadIdx.x, source, true);
   commit_async();
   wait_async<0>();
   out[threadIdx.x] = values[4 * (threadIdx.x == 0 ? 0 : threadIdx.x - 1)];
@@ -88,7 +127,7 @@ void missing_barrier(int* out) {
 void early_copy(int* out) {
   D2LFAST_SHARED(int, values, 256);
   for (int step = 0; step < 2; ++step) {
-    copy_async_16(values + 4 * threadIdx.x, memory, true);
+    copy_async_16(values + 4 * threadIdx.x, source, true);
     commit_async();
     wait_async<0>();
     __syncthreads();
@@ -134,7 +173,7 @@ void product(int* out) {
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   for (int i = 0; i < 32; ++i) {
     const int row = 16 * warp + g + i / 2 % 2 * 8, column = i / 4 * 8 + 2 * t + i % 2;
-    if (sum[i] != (row == column ? float(row * row) : 0.0f)) out[0] = -1;
+    if (sum[i] != (row == column ? float(row * row) : 0.0f)) out[threadIdx.x] = -1;
   }
 }
 
@@ -149,18 +188,28 @@ void expect(const char* name, void (*kernel)(int*), const LaunchShape& shape) {
 
 void expect_product(const char* name, const Faults& with) {
   fault = with;
-  memory[0] = 0;
+  std::fill(std::begin(memory), std::end(memory), 0);
   expect(name, product, {1, 128, 2 * 64 * kFactorLine});
-  std::printf("%s values: %s\n", name, memory[0] == 0 ? "right" : "wrong");
+  const bool right = std::all_of(std::begin(memory), std::end(memory), [](int n) { return n == 0; });
+  std::printf("%s values: %s\n", name, right ? "right" : "wrong");
 }
 
 int main() {
+  emulation::watch_global(memory, sizeof(memory));
   expect("race", race, {1, 64});
   expect("overwrite", overwrite, {1, 64});
   expect("uninitialised", uninitialised, {1, 64});
   expect("outside", outside, {1, 64});
   expect("divergent", divergent, {1, 64});
   expect("partial warp", partial_warp, {1, 64});
+  expect("global race", global_race, {1, 64});
+  expect("global barrier", global_barrier, {1, 64});
+  expect("global blocks", global_blocks, {3, 1});
+  expect("global grid", global_grid_unsynchronised, {3, 2, 0, true});
+  expect("global both write", global_both_write, {1, 2});
+  expect("global bytes", global_bytes, {1, 64});
+  expect("global overlap", global_overlap, {1, 2});
+  expect("global readers", global_readers, {1, 3});
   expect("missing wait", missing_wait, {1, 64});
   expect("missing barrier", missing_barrier, {1, 64});
   expect("early copy", early_copy, {1, 64});

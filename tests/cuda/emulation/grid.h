@@ -10,11 +10,12 @@
 
 #include "cuda_runtime_api.h"
 #include "fibers.h"
+#include "global_memory.h"
 
 // Blocks and threads of a grid on one CPU thread. Barriers, warp collectives and shared memory are checked:
 // a barrier that some thread does not reach, an access to shared memory that races with another thread's
-// since the last barrier, a read of shared memory that nobody wrote, and an access to where an asynchronous
-// copy is under way are exceptions of the launch.
+// since the last barrier, a read of shared memory that nobody wrote, an access to where an asynchronous
+// copy is under way, and a race on global memory are exceptions of the launch.
 namespace emulation {
 
 struct Index3 {
@@ -94,19 +95,24 @@ class Grid {
     if (running_) throw std::logic_error("a launch within a launch");
     running_ = true;
     shape = launch;
+    begin_global(launch.block.x * launch.block.y * launch.block.z);
     const int64_t blocks = int64_t{1} * launch.grid.x * launch.grid.y * launch.grid.z;
     const int64_t together = launch.cooperative ? blocks : 1;
     const int64_t least = far && !launch.cooperative && blocks > kFarBlocks ? blocks - 1 : 0;
     try {
       // From the last block to the first: no result may depend on the order.
-      for (int64_t end = blocks; end > least; end -= together) run_blocks(end - together, end, body);
+      for (int64_t end = blocks; end > least; end -= together) {
+        run_blocks(end - together, end, static_cast<unsigned>(end - together - least), body);
+      }
     } catch (...) {
       running_ = false;
       current = nullptr;
       threads_.clear();
+      end_global();
       throw;
     }
     running_ = false;
+    end_global();
   }
 
   void sync_block() { wait(current->block->barrier, current->block->live); }
@@ -183,7 +189,8 @@ class Grid {
     progress_ = true;
   }
 
-  void run_blocks(int64_t begin, int64_t end, const std::function<void()>& body) {
+  // `number`: of the first of these blocks among those that run.
+  void run_blocks(int64_t begin, int64_t end, unsigned number, const std::function<void()>& body) {
     const dim3 &g = shape.grid, &b = shape.block;
     const unsigned size = b.x * b.y * b.z;
     std::vector<Block> blocks(end - begin);
@@ -219,7 +226,10 @@ class Grid {
             Thread& thread = *threads_[i];
             if (thread.fiber.done()) continue;
             current = &thread;
+            run_global(number * size + static_cast<unsigned>(i), thread.block->barrier.epoch,
+                       grid_barrier_.epoch);
             thread.fiber.resume();
+            if (const std::string race = race_on_global(); !race.empty()) fail(race);
             if (!thread.fiber.done()) continue;
             progress_ = true;
             --left;

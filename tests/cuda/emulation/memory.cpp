@@ -15,7 +15,8 @@
 #include "grid.h"
 
 // Tensors of the emulated GPU end where an unreadable page begins, so that an access past the end stops the
-// program; new memory is NaN in every floating type; bytes before a tensor are checked when it is freed.
+// program; new memory is NaN in every floating type; bytes before a tensor are checked when it is freed, and
+// its addresses are not given again.
 namespace {
 
 constexpr size_t kPage = 4096, kAlign = 16;
@@ -26,6 +27,9 @@ struct Header {
   void* start;
   size_t bytes, size;
 };
+
+constexpr int kAnonymous = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+constexpr size_t kArena = size_t{1} << 43;
 
 std::mutex headers_lock;
 std::unordered_map<void*, Header> headers;
@@ -54,7 +58,23 @@ void release(void* context) {
     if (write(2, kText, sizeof(kText) - 1) < 0) std::abort();
     std::abort();
   }
-  munmap(header->start, header->bytes);
+  mmap(header->start, header->bytes, PROT_NONE, kAnonymous | MAP_FIXED, -1, 0);
+}
+
+// Pages that nobody had.
+unsigned char* new_pages(size_t bytes) {
+  static unsigned char* next = [] {
+    void* arena = mmap(nullptr, kArena, PROT_NONE, kAnonymous, -1, 0);
+    TORCH_CHECK(arena != MAP_FAILED, "no addresses for tensors");
+    emulation::watch_global(arena, kArena);
+    return static_cast<unsigned char*>(arena);
+  }();
+  static const unsigned char* const end = next + kArena;
+  const std::lock_guard lock(headers_lock);
+  TORCH_CHECK(bytes <= static_cast<size_t>(end - next), "out of memory");
+  unsigned char* pages = next;
+  next += bytes;
+  return pages;
 }
 
 struct FencedAllocator final : c10::Allocator {
@@ -63,11 +83,8 @@ struct FencedAllocator final : c10::Allocator {
     const size_t aligned = (size + kAlign - 1) / kAlign * kAlign;
     const size_t body = (aligned + kPage - 1) / kPage * kPage;
     const size_t bytes = body + 2 * kPage;
-    auto* start = static_cast<unsigned char*>(
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    TORCH_CHECK(start != MAP_FAILED, "out of memory");
-    mprotect(start, kPage, PROT_NONE);
-    mprotect(start + kPage + body, kPage, PROT_NONE);
+    unsigned char* start = new_pages(bytes);
+    TORCH_CHECK(mprotect(start + kPage, body, PROT_READ | PROT_WRITE) == 0, "out of memory");
     unsigned char* data = start + kPage + body - aligned;
     // Of more than a gigabyte only the end is marked: such tensors are for launches that do not run.
     if (body < kLarge) std::memset(start + kPage, kFence, body);

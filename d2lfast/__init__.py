@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 _extension.load()
 
-from d2lfast import _fake, backends, memory, models, nn  # noqa: E402, F401
+from d2lfast import _fake, _flops, backends, memory, models, nn  # noqa: E402, F401
 from d2lfast.algorithm import conv2d_algorithm, explain  # noqa: E402
 from d2lfast.convert import convert, report, revert  # noqa: E402
 from d2lfast.cross_correlation import (  # noqa: E402

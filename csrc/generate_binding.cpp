@@ -11,6 +11,7 @@
 
 #include "ops/autocast.h"
 #include "ops/cpu/recurrent_generate.h"
+#include "ops/differentiable.h"
 
 // Parsing the arguments of an operator costs more than a step of generation, so that the step has an entry of
 // its own. It returns None wherever the dispatcher could have something to say: gradients, autocast, modes,
@@ -21,7 +22,7 @@ namespace d2lfast {
 namespace {
 
 bool nothing_but_the_kernel() {
-  if (at::GradMode::is_enabled() || c10::impl::dispatch_mode_enabled()) return false;
+  if (at::GradMode::is_enabled() || ops::forward_mode() || c10::impl::dispatch_mode_enabled()) return false;
   if (at::impl::PythonTorchFunctionTLS::stack_len() > 0) return false;
   const auto local = c10::impl::tls_local_dispatch_key_set();
   constexpr c10::DispatchKeySet usual{c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView};

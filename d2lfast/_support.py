@@ -44,19 +44,29 @@ def has_kernels(operator: str | None, device_type: str) -> bool:
     return operator in _OPERATORS.get(device_type, _NONE)
 
 
+def transformed() -> bool:
+    """Whether code runs under `torch.func` (`grad`, `vmap`, `jvp`, ...) or forward-mode differentiation.
+
+    torch differentiates and batches its own operators there and none of ours, so that they are not called.
+    """
+    return _is_transformed() or forward_ad._current_level >= 0
+
+
 def traced() -> bool:
-    """Whether code is compiled, or runs under `torch.func` or forward-mode differentiation."""
-    return _is_compiling() or _is_transformed() or forward_ad._current_level >= 0
+    """Whether code is compiled or transformed."""
+    return _is_compiling() or transformed()
 
 
 def supported(tensor: Tensor, operator: str | None = None) -> bool:
-    """Whether `tensor` is a dense floating-point tensor on a device for which the operator has kernels.
+    """Whether the operator computes `tensor`: dense, floating-point, on a device for which it has kernels.
 
-    Integer, complex, sparse and quantised tensors and other devices are not: for these the functions of
-    `d2lfast.nn.functional` call the function of `torch.nn.functional` of the same name.
+    Integer, complex, sparse and quantised tensors, other devices and what is `transformed` are not: for these
+    the functions of `d2lfast.nn.functional` call the function of `torch.nn.functional` of the same name. Nor
+    is what is no tensor, of which torch's functions complain.
     """
     return (
-        tensor.dtype in _DTYPES
+        getattr(tensor, "dtype", None) in _DTYPES
         and operator in _OPERATORS.get(tensor.device.type, _NONE)
         and tensor.layout is torch.strided
+        and not transformed()
     )

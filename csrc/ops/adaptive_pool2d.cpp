@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "differentiable.h"
 #include "gradient_guard.h"
 #include "saved_geometry.h"
 
@@ -91,7 +92,7 @@ class AdaptiveMaxPool2dFunction : public torch::autograd::Function<AdaptiveMaxPo
 };
 
 at::Tensor avg_autograd(const at::Tensor& input, SymInts output_size) {
-  if (!(at::GradMode::is_enabled() && input.requires_grad())) {
+  if (!differentiable(input)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return avg_dispatch(input, output_size);
   }
@@ -99,6 +100,7 @@ at::Tensor avg_autograd(const at::Tensor& input, SymInts output_size) {
 }
 
 std::tuple<at::Tensor, at::Tensor> max_autograd(const at::Tensor& input, SymInts output_size) {
+  refuse_tangents(input);
   const auto results = AdaptiveMaxPool2dFunction::apply(input, output_size);
   return {results[0], results[1]};
 }

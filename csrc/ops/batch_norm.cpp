@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include "activation.h"
+#include "differentiable.h"
 #include "dtype.h"
 #include "gradient_guard.h"
 #include "optional_tensor.h"
@@ -200,9 +201,7 @@ at::Tensor forward_autograd(const at::Tensor& input, const OptionalTensor& weigh
                             const OptionalTensor& running_mean, const OptionalTensor& running_var,
                             bool training, double momentum, double eps, std::string_view activation,
                             const OptionalTensor& residual) {
-  const bool differentiable = at::GradMode::is_enabled() && (input.requires_grad() || requires_grad(weight) ||
-                                                             requires_grad(bias) || requires_grad(residual));
-  if (!differentiable) {
+  if (!differentiable(input, weight, bias, residual)) {
     at::AutoDispatchBelowAutograd guard;
     return forward_dispatch(input, weight, bias, running_mean, running_var, training, momentum, eps,
                             activation, residual);

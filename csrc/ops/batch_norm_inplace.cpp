@@ -9,6 +9,7 @@
 #include "activation.h"
 #include "batch_norm.h"
 #include "cpu/batch_norm_channels.h"
+#include "differentiable.h"
 #include "gradient_guard.h"
 #include "optional_tensor.h"
 #include "saved_batch_norm.h"
@@ -136,10 +137,9 @@ void forward_autograd(const at::Tensor& input, const OptionalTensor& weight, con
                       const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                       double momentum, double eps, std::string_view activation,
                       const OptionalTensor& residual) {
-  const bool differentiable = at::GradMode::is_enabled() && (input.requires_grad() || requires_grad(weight) ||
-                                                             requires_grad(bias) || requires_grad(residual));
-  torch::autograd::check_inplace(input, differentiable);
-  if (!differentiable) {
+  const bool recorded = differentiable(input, weight, bias, residual);
+  torch::autograd::check_inplace(input, recorded);
+  if (!recorded) {
     at::AutoDispatchBelowAutograd guard;
     return forward_dispatch(input, weight, bias, running_mean, running_var, training, momentum, eps,
                             activation, residual);

@@ -9,6 +9,7 @@
 
 #include "activation.h"
 #include "autocast.h"
+#include "differentiable.h"
 #include "dtype.h"
 #include "filter_cache.h"
 #include "gradient_guard.h"
@@ -201,10 +202,7 @@ at::Tensor conv2d_autograd(const at::Tensor& input, const at::Tensor& weight,
                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
                            std::string_view activation, std::string_view algorithm,
                            const std::optional<at::Tensor>& residual) {
-  const bool differentiable =
-      at::GradMode::is_enabled() &&
-      (input.requires_grad() || weight.requires_grad() || requires_grad(bias) || requires_grad(residual));
-  if (!differentiable) {
+  if (!differentiable(input, weight, bias, residual)) {
     const InferenceGuard inference(!at::GradMode::is_enabled());
     at::AutoDispatchBelowADInplaceOrView guard;
     return conv2d_dispatch(input, weight, bias, stride, padding, dilation, groups, activation, algorithm,

@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "differentiable.h"
 #include "gradient_guard.h"
 
 // Schema and autograd of cross-entropy with class numbers.
@@ -74,7 +75,7 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
 
 std::tuple<Tensor, Tensor> autograd(const Tensor& input, const Tensor& target, int64_t reduction,
                                     int64_t ignore_index) {
-  if (at::GradMode::is_enabled() && input.requires_grad()) {
+  if (differentiable(input)) {
     auto results = CrossEntropyFunction::apply(input, target, reduction, ignore_index);
     return {std::move(results[0]), std::move(results[1])};
   }

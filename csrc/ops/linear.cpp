@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "differentiable.h"
 #include "gradient_guard.h"
 #include "optional_tensor.h"
 
@@ -69,8 +70,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
 };
 
 Tensor autograd(const Tensor& input, const Tensor& weight, const Optional& bias) {
-  if (at::GradMode::is_enabled() &&
-      (input.requires_grad() || weight.requires_grad() || requires_grad(bias))) {
+  if (differentiable(input, weight, bias)) {
     return LinearFunction::apply(input, weight, bias);
   }
   at::AutoDispatchBelowADInplaceOrView guard;

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "differentiable.h"
 #include "gradient_guard.h"
 #include "saved_geometry.h"
 
@@ -171,7 +172,7 @@ class MaxPool2dFunction : public torch::autograd::Function<MaxPool2dFunction> {
 
 at::Tensor max_pool2d_autograd(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
                                SymInts dilation, bool ceil_mode) {
-  if (!(at::GradMode::is_enabled() && input.requires_grad())) {
+  if (!differentiable(input)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return max_pool2d_dispatch(input, kernel_size, stride, padding, dilation, ceil_mode);
   }
@@ -182,6 +183,7 @@ std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices_autograd(const at::Te
                                                                     SymInts kernel_size, SymInts stride,
                                                                     SymInts padding, SymInts dilation,
                                                                     bool ceil_mode) {
+  refuse_tangents(input);
   const auto results =
       MaxPool2dFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, true);
   return {results[0], results[1]};
@@ -255,7 +257,7 @@ class AvgPool2dFunction : public torch::autograd::Function<AvgPool2dFunction> {
 
 at::Tensor avg_pool2d_autograd(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
                                bool ceil_mode, bool count_include_pad, std::optional<c10::SymInt> divisor) {
-  if (!(at::GradMode::is_enabled() && input.requires_grad())) {
+  if (!differentiable(input)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return avg_pool2d_dispatch(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor);
   }

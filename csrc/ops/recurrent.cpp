@@ -12,6 +12,7 @@
 
 #include "activation.h"
 #include "autocast.h"
+#include "differentiable.h"
 #include "gradient_guard.h"
 #include "optional_tensor.h"
 
@@ -95,15 +96,6 @@ LSTMGrads call_lstm_backward(const Optional& grad_h, const Optional& grad_c, con
                              .typed<decltype(call_lstm_backward)>();
   const GradientGuard guard;
   return op.call(grad_h, grad_c, input, hx, cx, w_ih, w_hh, gates, cell, mask);
-}
-
-bool differentiable(std::initializer_list<const Tensor*> tensors, const Optional& b_ih,
-                    const Optional& b_hh) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const Tensor* tensor : tensors) {
-    if (tensor->requires_grad()) return true;
-  }
-  return requires_grad(b_ih) || requires_grad(b_hh);
 }
 
 // needs_input_grad counts the tensors that were given, the biases last.
@@ -257,7 +249,7 @@ class LSTMCellFunction : public torch::autograd::Function<LSTMCellFunction> {
 
 Tensor rnn_autograd(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
                     const Optional& b_ih, const Optional& b_hh, std::string_view nonlinearity) {
-  if (differentiable({&input, &hx, &w_ih, &w_hh}, b_ih, b_hh)) {
+  if (differentiable(input, hx, w_ih, w_hh, b_ih, b_hh)) {
     return RNNCellFunction::apply(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -266,7 +258,7 @@ Tensor rnn_autograd(const Tensor& input, const Tensor& hx, const Tensor& w_ih, c
 
 Tensor gru_autograd(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
                     const Optional& b_ih, const Optional& b_hh) {
-  if (differentiable({&input, &hx, &w_ih, &w_hh}, b_ih, b_hh)) {
+  if (differentiable(input, hx, w_ih, w_hh, b_ih, b_hh)) {
     return GRUCellFunction::apply(input, hx, w_ih, w_hh, b_ih, b_hh);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -275,7 +267,7 @@ Tensor gru_autograd(const Tensor& input, const Tensor& hx, const Tensor& w_ih, c
 
 Pair lstm_autograd(const Tensor& input, const Tensor& hx, const Tensor& cx, const Tensor& w_ih,
                    const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh) {
-  if (differentiable({&input, &hx, &cx, &w_ih, &w_hh}, b_ih, b_hh)) {
+  if (differentiable(input, hx, cx, w_ih, w_hh, b_ih, b_hh)) {
     auto outputs = LSTMCellFunction::apply(input, hx, cx, w_ih, w_hh, b_ih, b_hh);
     return {std::move(outputs[0]), std::move(outputs[1])};
   }

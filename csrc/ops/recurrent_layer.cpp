@@ -8,7 +8,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "autocast.h"
+#include "differentiable.h"
 #include "gradient_guard.h"
 #include "optional_tensor.h"
 #include "recurrent_reference.h"
@@ -102,9 +105,14 @@ class RecurrentLayerFunction : public torch::autograd::Function<RecurrentLayerFu
       want_weight.push_back(ctx->needs_input_grad(place++));
       any_weight = any_weight || want_weight.back();
     }
-    if (at::GradMode::is_enabled()) {
-      differentiable(grads, input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse,
-                     {want_input, want_h, want_c}, want_weight, result);
+    // Of batches (is_grads_batched) torch has no fallback for an operator of lists of tensors.
+    constexpr c10::DispatchKeySet kBatched{c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched};
+    const bool batched = std::any_of(grads.begin(), grads.end(), [&](const Tensor& grad) {
+      return grad.defined() && grad.key_set().has_any(kBatched);
+    });
+    if (at::GradMode::is_enabled() || batched) {
+      replay(grads, input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse,
+             {want_input, want_h, want_c}, want_weight, result);
       return result;
     }
     auto [grad_input, grad_h, grad_c, grad_weights] =
@@ -121,13 +129,14 @@ class RecurrentLayerFunction : public torch::autograd::Function<RecurrentLayerFu
   }
 
  private:
-  // create_graph: the gradient of the same layer from torch's operators. Aliases keep the paths apart that
-  // lead from one argument to another.
-  static void differentiable(const variable_list& grads, const Tensor& input, const Optional& batch_sizes,
-                             const Tensor& hx, const Optional& cx, const variable_list& weights,
-                             std::string_view mode, bool bias, bool projected, bool reverse,
-                             std::array<bool, 3> want, const std::vector<bool>& want_weight,
-                             variable_list& result) {
+  // The gradient of the same layer from torch's operators, which has a gradient with create_graph. Aliases
+  // keep the paths apart that lead from one argument to another.
+  static void replay(const variable_list& grads, const Tensor& input, const Optional& batch_sizes,
+                     const Tensor& hx, const Optional& cx, const variable_list& weights,
+                     std::string_view mode, bool bias, bool projected, bool reverse, std::array<bool, 3> want,
+                     const std::vector<bool>& want_weight, variable_list& result) {
+    const bool create_graph = at::GradMode::is_enabled();
+    const at::AutoGradMode recording(true);
     c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     variable_list leaves;
     std::vector<size_t> places;
@@ -150,19 +159,14 @@ class RecurrentLayerFunction : public torch::autograd::Function<RecurrentLayerFu
       outputs.push_back(all[i]);
       given.push_back(grads[i]);
     }
-    const auto found = torch::autograd::grad(outputs, leaves, given, true, true, true);
+    const auto found = torch::autograd::grad(outputs, leaves, given, true, create_graph, true);
     for (size_t i = 0; i < places.size(); ++i) result[places[i]] = found[i];
   }
 };
 
 Layer layer_autograd(const Tensor& input, const Optional& batch_sizes, const Tensor& hx, const Optional& cx,
                      at::TensorList weights, std::string_view mode, bool bias, bool projected, bool reverse) {
-  bool differentiate = false;
-  if (at::GradMode::is_enabled()) {
-    differentiate = input.requires_grad() || hx.requires_grad() || (cx.has_value() && cx->requires_grad());
-    for (const Tensor& weight : weights) differentiate = differentiate || weight.requires_grad();
-  }
-  if (differentiate) {
+  if (differentiable(input, hx, cx, weights)) {
     auto outputs =
         RecurrentLayerFunction::apply(input, batch_sizes, hx, cx, weights, mode, bias, projected, reverse);
     return {std::move(outputs[0]), std::move(outputs[1]), std::move(outputs[2])};

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from d2lfast._symbolic import Proxy, record_layer
 from d2lfast.nn import functional as F
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "LazyBatchNorm1d", "LazyBatchNorm2d"]
@@ -41,6 +42,8 @@ def normalize(
 
 
 def _forward(self: _BatchNorm, input: Tensor) -> Tensor:
+    if isinstance(input, Proxy):
+        return record_layer(self, input)
     return normalize(self, input)
 
 

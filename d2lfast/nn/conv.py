@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from d2lfast._fake.conv2d import convolved
+from d2lfast._symbolic import Proxy, record_layer
 from d2lfast.nn import functional as F
 
 __all__ = ["Conv2d", "LazyConv2d"]
@@ -42,6 +43,12 @@ class Conv2d(torch.nn.Conv2d):
 
     Shapes: input [N,C,H,W] or [C,H,W] to [N,O,H',W'] or [O,H',W']; see `d2lfast.nn.functional.conv2d`.
     """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve [N,C,H,W] or [C,H,W]."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input)
+        return self._conv_forward(input, self.weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return convolve(self, input, weight, bias)

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from d2lfast._support import supported
+from d2lfast._symbolic import Proxy, record_layer
 from d2lfast.nn import unfused
 from d2lfast.nn.batchnorm import normalize
 from d2lfast.nn.conv import Conv2d, convolve, output_shape
@@ -24,6 +25,8 @@ class BatchNormAct2d(unfused.BatchNormAct2d):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise [N,C,H,W], add the residual and activate, in one sweep where the kernels can."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input, residual)
         if supported(input, "batch_norm_act") and (
             residual is None or (residual.dtype == input.dtype and residual.shape == input.shape)
         ):
@@ -38,6 +41,8 @@ class Conv2dAct(unfused.Conv2dAct):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve [N,C,H,W] or [C,H,W], add the residual and activate."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input, residual)
         kernels = supported(input, "conv2d") and supported(self.weight, "conv2d")
         if kernels and (
             residual is None

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2lfast._symbolic import Proxy, record_layer
 from d2lfast.nn import functional as F
 
 __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "MaxPool2d"]
@@ -15,6 +16,8 @@ class MaxPool2d(torch.nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """Pool [N,C,H,W] or [C,H,W]."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input)
         return F.max_pool2d(
             input,
             self.kernel_size,
@@ -31,6 +34,8 @@ class AvgPool2d(torch.nn.AvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool [N,C,H,W] or [C,H,W]."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input)
         return F.avg_pool2d(
             input,
             self.kernel_size,
@@ -47,6 +52,8 @@ class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool [N,C,H,W] or [C,H,W]."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input)
         return F.adaptive_avg_pool2d(input, self.output_size)
 
 
@@ -55,4 +62,6 @@ class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """Pool [N,C,H,W] or [C,H,W]."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input)
         return F.adaptive_max_pool2d(input, self.output_size, self.return_indices)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from d2lfast._support import supported
+from d2lfast._symbolic import Proxy, record_layer
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -32,6 +33,8 @@ class RNNCell(torch.nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Same as the forward of `torch.nn.RNNCell`."""
         if not supported(input, "rnn_cell"):
+            if isinstance(input, Proxy):
+                return record_layer(self, input, hx)
             return super().forward(input, hx)
         _check_input("RNNCell", input)
         if hx is not None:
@@ -61,6 +64,8 @@ class GRUCell(torch.nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Same as the forward of `torch.nn.GRUCell`."""
         if not supported(input, "gru_cell"):
+            if isinstance(input, Proxy):
+                return record_layer(self, input, hx)
             return super().forward(input, hx)
         _check_input("GRUCell", input)
         if hx is not None:
@@ -87,6 +92,8 @@ class LSTMCell(torch.nn.LSTMCell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Same as the forward of `torch.nn.LSTMCell`."""
         if not supported(input, "lstm_cell"):
+            if isinstance(input, Proxy):
+                return record_layer(self, input, hx)
             return super().forward(input, hx)
         _check_input("LSTMCell", input)
         if hx is not None:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from d2lfast import _extension
-from d2lfast._support import has_kernels, supported
+from d2lfast._support import has_kernels, supported, transformed
+from d2lfast._symbolic import Proxy, record_layer
 from d2lfast.recurrent_algorithm import cuda_algorithm, torch_is_faster
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -30,8 +31,15 @@ def _takes(module: Any, mode: str, input: Any) -> bool:
     if data.device.type == "cuda" and data.dtype is not torch.int64 and _left_to_cudnn(module, mode, input):
         return False
     if data.dtype is torch.int64:
-        return has_kernels("gru_layer", data.device.type)
+        return has_kernels("gru_layer", data.device.type) and not transformed()
     return supported(data, "gru_layer") and not _left_to_torch(module, mode, input)
+
+
+def _for_torch(module: Any, input: Any) -> Any:
+    """What torch's layer takes where ours does not: under transforms, one-hot rows in the place of tokens."""
+    if isinstance(input, PackedSequence) or input.dtype is not torch.int64 or not transformed():
+        return input
+    return torch.nn.functional.one_hot(input, module.input_size).to(_weights(module)[0].dtype)
 
 
 def _left_to_torch(module: Any, mode: str, input: Any) -> bool:
@@ -152,13 +160,15 @@ class RNN(torch.nn.RNN):
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
         """Same as the forward of `torch.nn.RNN`."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input, hx)
         if hx is not None and not _is_compiling() and _plain(self):
             mode = _MODES[self.nonlinearity]
             found = _generate(input, hx, None, self._parameters, self._flat_weights_names, mode, self.bias)
             if found is not None:
                 return found
         if not _takes(self, self.nonlinearity, input):
-            return super().forward(input, hx)
+            return super().forward(_for_torch(self, input), hx)
         return _one_state(self, self.nonlinearity, "RNN", " tensor", input, hx)
 
 
@@ -170,12 +180,14 @@ class GRU(torch.nn.GRU):
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # type: ignore[override]
         """Same as the forward of `torch.nn.GRU`."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input, hx)
         if hx is not None and not _is_compiling() and _plain(self):
             found = _generate(input, hx, None, self._parameters, self._flat_weights_names, 2, self.bias)
             if found is not None:
                 return found
         if not _takes(self, "gru", input):
-            return super().forward(input, hx)
+            return super().forward(_for_torch(self, input), hx)
         return _one_state(self, "gru", "GRU", "", input, hx)
 
 
@@ -187,12 +199,14 @@ class LSTM(torch.nn.LSTM):
 
     def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:  # type: ignore[override]
         """Same as the forward of `torch.nn.LSTM`."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input, hx)
         if hx is not None and not _is_compiling() and _plain(self) and len(hx) == 2:
             found = _generate(input, hx[0], hx[1], self._parameters, self._flat_weights_names, 3, self.bias)
             if found is not None:
                 return found[0], found[1:]
         if not _takes(self, "lstm", input):
-            return super().forward(input, hx)
+            return super().forward(_for_torch(self, input), hx)
         if isinstance(input, PackedSequence):
             return _packed(self, "lstm", input, hx)
         dims = _dims(input)

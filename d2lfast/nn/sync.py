@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2lfast._support import supported
+from d2lfast._symbolic import Proxy, record_layer
 from d2lfast.nn import unfused
 from d2lfast.nn.batchnorm import normalize
 
@@ -180,6 +181,8 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [N,C,*] with the statistics of all processes in training, the running ones otherwise."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input)
         return synchronize(self, input)
 
     @classmethod
@@ -210,6 +213,8 @@ class SyncBatchNormAct2d(SyncBatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise [N,C,H,W], add the residual and activate."""
+        if isinstance(input, Proxy):
+            return record_layer(self, input, residual)
         if supported(input, "batch_norm_act") and (
             residual is None or (residual.dtype == input.dtype and residual.shape == input.shape)
         ):

@@ -250,3 +250,14 @@ class TestSequences:
             g = torch.autograd.grad(m(y)[0].square().sum(), y, create_graph=True)[0]
             results.append(torch.autograd.grad(g.square().sum(), [y, *m.parameters()]))
         assert_alike(*results)
+
+
+@each_module
+@pytest.mark.parametrize("what", ["None", "number", "list"])
+def test_what_is_no_tensor(what, name, args, kwargs, shape):
+    ours, native, x = build(name, args, kwargs, shape)
+    bad = {"None": None, "number": 3, "list": [x]}[what]
+    with pytest.raises((TypeError, AttributeError)) as wanted:
+        native(bad)
+    with pytest.raises(wanted.type):
+        ours(bad)

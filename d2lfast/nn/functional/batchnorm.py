@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as _native
 from torch import Tensor
 
-from d2lfast._support import supported
+from d2lfast._support import supported, transformed
+from d2lfast._symbolic import Proxy, record_function
+from d2lfast.nn.unfused import activate
 
 __all__ = ["batch_norm", "batch_norm_act"]
 
@@ -56,7 +58,10 @@ def batch_norm(
         RuntimeError: sizes, dtypes or devices do not fit, or evaluation without running statistics.
     """
     if not supported(input, "batch_norm_act") or input.dim() < 2:
-        return _native.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if isinstance(input, Proxy):
+            return record_function(batch_norm, *arguments)
+        return _native.batch_norm(*arguments)
     _verify(input, training, eps)
     return _batch_norm_act(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
@@ -106,7 +111,7 @@ def batch_norm_act(
             (2^-4 for float16 inputs) and a sixteenth of its bias. (Of 16-bit inputs the weight's gradient
             then carries the rounding of the result.) On a GPU looking at the weights would wait for it.
             ReLU in training needs the input where it is 0. What is traced (`torch.compile`, `torch.export`)
-            gets a new tensor. A gradient of the gradient is refused.
+            or transformed (`torch.func`) gets a new tensor. A gradient of the gradient is refused.
 
     Returns:
         A tensor of the input's shape, dtype and memory format.
@@ -118,7 +123,13 @@ def batch_norm_act(
         NotImplementedError: a dtype, device or layout without kernels.
     """
     if not supported(input, "batch_norm_act"):
-        raise NotImplementedError(f"a fused batch normalisation for {input.dtype} on {input.device}")
+        arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if isinstance(input, Proxy):
+            return record_function(batch_norm_act, *arguments, activation, residual, inplace)
+        if not transformed():
+            raise NotImplementedError(f"a fused batch normalisation for {input.dtype} on {input.device}")
+        output = _native.batch_norm(*arguments)
+        return activate(output if residual is None else output + residual, activation)
     if input.dim() >= 2:
         _verify(input, training, eps)
     if inplace and _may_overwrite(input, weight, bias, training, activation, residual):

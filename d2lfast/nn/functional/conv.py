@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as _native
 from torch import Tensor
 
-from d2lfast._support import supported
+from d2lfast._support import supported, transformed
+from d2lfast._symbolic import Proxy, record_function
 from d2lfast.algorithm import requested_conv2d_algorithm
+from d2lfast.nn.unfused import activate
 
 __all__ = ["conv2d"]
 
@@ -60,9 +62,13 @@ def conv2d(
         ValueError: no such activation.
     """
     if not (supported(input, "conv2d") and supported(weight, "conv2d")):
-        if activation != "none" or residual is not None:
+        if isinstance(input, Proxy):
+            options = (stride, padding, dilation, groups, activation, residual)
+            return record_function(conv2d, input, weight, bias, *options)
+        if (activation != "none" or residual is not None) and not transformed():
             raise NotImplementedError(f"an epilogue for {input.dtype} on {input.device}")
-        return _native.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        output = _native.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        return activate(output if residual is None else output + residual, activation)
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     if isinstance(padding, str):
         if padding == "valid":

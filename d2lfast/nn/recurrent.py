@@ -91,7 +91,7 @@ class LSTMCell(torch.nn.LSTMCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Same as the forward of `torch.nn.LSTMCell`."""
-        if not supported(input, "lstm_cell"):
+        if not supported(input, "lstm_cell") or isinstance(hx, Tensor):
             if isinstance(input, Proxy):
                 return record_layer(self, input, hx)
             return super().forward(input, hx)

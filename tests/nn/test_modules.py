@@ -261,3 +261,24 @@ def test_what_is_no_tensor(what, name, args, kwargs, shape):
         native(bad)
     with pytest.raises(wanted.type):
         ours(bad)
+
+
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation"])
+@pytest.mark.parametrize("kind", ["Conv2d", "MaxPool2d", "AvgPool2d"])
+def test_sizes_are_read_as_torch_reads_them(kind, name):
+    sizes = ("2", 1.5, True, None, (1,), (1, 1.0), (1, 2, 3), (None, 1), [], [1, 1])
+    for size in (*sizes, *map(torch.tensor, (1, 1.0, [1, 1])), (torch.tensor(1), 1)):
+        outcomes = []
+        for nn in (torch.nn, d2lfast.nn):
+            layer = getattr(nn, kind)(*((2, 2, 2) if kind == "Conv2d" else (2,)))
+            setattr(layer, name, size)
+            try:
+                outcomes.append(layer(torch.ones(2, 2, 6, 6)).shape)
+            except (TypeError, RuntimeError, ValueError) as error:
+                outcomes.append(type(error))
+        assert outcomes[0] == outcomes[1], size
+
+
+def test_the_state_of_an_lstm_cell_is_a_pair():
+    with pytest.raises(TypeError):
+        d2lfast.nn.LSTMCell(3, 4)(torch.ones(2, 3), torch.ones(2, 4))

@@ -7,6 +7,7 @@ from torch import Tensor
 from d2lfast._support import supported, transformed
 from d2lfast._symbolic import Proxy, record_function
 from d2lfast.algorithm import requested_conv2d_algorithm
+from d2lfast.nn.functional._sizes import size_list
 from d2lfast.nn.unfused import activate
 
 __all__ = ["conv2d"]
@@ -15,11 +16,9 @@ _conv2d = torch.ops.d2lfast.conv2d.default
 
 
 def _pair(value: int | tuple[int, ...] | list[int], name: str) -> list[int]:
-    if isinstance(value, int | torch.SymInt):
-        return [value, value]
-    values = list(value)
-    if len(values) == 1:
-        return values * 2
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
+        return [value[0], value[1]]
+    values = size_list("conv2d", name, value)
     if len(values) != 2:
         raise RuntimeError(
             f"expected {name} to be a single integer value or a list of 2 values to match the convolution "

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from d2lfast._support import supported
 from d2lfast._symbolic import Proxy, record_function
+from d2lfast.nn.functional._sizes import size_list
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -33,15 +34,9 @@ def _pair(op: str, name: str, value: Any) -> list[Any]:
     """One value for each axis; a stride of None or an empty sequence is left to the operator's default."""
     if type(value) is int:
         return [value, value]
-    if value is None:
-        if name != "stride":
-            raise TypeError(f"{op}(): argument '{name}' must be tuple of ints, not NoneType")
+    if value is None and name == "stride":
         return []
-    if isinstance(value, int | torch.SymInt):
-        return [value, value]
-    values = list(value)
-    if len(values) == 1:
-        return values * 2
+    values = size_list(op, name, value)
     if len(values) != 2 and not (name == "stride" and not values):
         raise RuntimeError(f"{op}: {name} must either be a single int, or a tuple of two ints")
     return values

@@ -77,12 +77,6 @@ def _lstm_cell_backward(
     return _cell_gradients(input, w_ih, w_hh, rest[-1], 3)
 
 
-def _matrices(weights: Sequence[Shape], tokens: bool) -> list[Shape]:
-    """Those of a layer; tokens take rows of the first."""
-    matrices = [weight for weight in weights if len(weight) == 2]
-    return matrices[1:] if tokens else matrices
-
-
 def _is_tokens(input: Shape, batch_sizes: Any) -> bool:
     return len(input) == (1 if batch_sizes is not None else 2)
 
@@ -92,7 +86,9 @@ def _layer(
     input: Shape, batch_sizes: Any, hx: Shape, cx: Any, weights: Sequence[Shape], *_: Any, **__: Any
 ) -> int:
     tokens = _is_tokens(input, batch_sizes)
-    return _products(prod(input if tokens else input[:-1]), _matrices(weights, tokens))
+    matrices = [weight for weight in weights if len(weight) == 2]
+    # Tokens take rows of the first.
+    return _products(prod(input if tokens else input[:-1]), matrices[tokens:])
 
 
 @register_flop_formula(_ops._recurrent_layer_backward)
@@ -108,10 +104,12 @@ def _layer_backward(
     *rest: Any,
     **_: Any,
 ) -> int:
-    output_mask = rest[-1]
+    wants_input, wants_state, _, wants_weights = rest[-1]
     tokens = _is_tokens(input, batch_sizes)
     rows = prod(input if tokens else input[:-1])
-    matrices = _matrices(weights, tokens)
-    states = _matrices(weights, True)
-    wanted = [*states, *(matrices[:1] if output_mask[0] and not tokens else [])]
-    return _products(rows, [*wanted, *(matrices if output_mask[3] else [])])
+    w_ih, w_hh, *projection = (weight for weight in weights if len(weight) == 2)
+    of_weights = [*([] if tokens else [w_ih]), w_hh, *projection] if wants_weights else []
+    of_input = [w_ih] if wants_input and not tokens else []
+    # Of the state before the first step only where it is wanted.
+    of_states = _products(rows if wants_state else rows - hx[-2], [w_hh])
+    return of_states + _products(rows, [*of_weights, *of_input, *projection])

@@ -23,6 +23,7 @@ SMALLER = {
 }
 # Deep normalised networks magnify rounding: they learn slowly here, and their gradients may differ more.
 DEEP = ("resnet18", "resnext", "densenet", "regnetx32", "resnet18-small")
+LAYERS = {f"d2lfast.nn.{name}" for name in ("batchnorm", "conv", "pooling", "recurrent_layers")}
 ALL = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -146,6 +147,20 @@ def test_channels_last_and_autocast(name):
     assert output.shape == expected.shape
     network.loss(output.float(), target).backward()
     assert all(p.grad.isfinite().all() for p in ours.parameters())
+
+
+# What is written from scratch looks at its tensors.
+@pytest.mark.parametrize(
+    "name", [name for name, network in NETWORKS.items() if network.resize and "scratch" not in name]
+)
+def test_symbolic_trace(name):
+    _, ours, _, (inputs, _) = twins_of(name)
+    graph = torch.fx.symbolic_trace(ours.eval())
+    called = {node.target for node in graph.graph.nodes if node.op == "call_module"}
+    layers = {path for path, module in ours.named_modules() if type(module).__module__ in LAYERS}
+    assert layers <= called
+    with torch.no_grad():
+        assert off(graph(*inputs), ours(*inputs)) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["bn-lenet", "googlenet", "resnext", "gru", "deep-rnn-scratch", "seq2seq"])

@@ -15,7 +15,9 @@ _batch_norm_act_ = torch.ops.d2lfast.batch_norm_act_.default
 _permitted = torch.ops.d2lfast._batch_norm_inplace_permitted.default
 
 
-def _verify(input: Tensor, training: bool, eps: float) -> None:
+def _verify(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float
+) -> None:
     if training:
         size = input.size()
         count = size[0]
@@ -25,8 +27,9 @@ def _verify(input: Tensor, training: bool, eps: float) -> None:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
         if eps <= 0.0:
             raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
-    elif eps < 0.0:
-        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    elif eps <= 0.0:
+        # Whether zero is allowed differs by version of torch: it says so for no images, too.
+        _native.batch_norm(input[:0], running_mean, running_var, eps=eps)
 
 
 def batch_norm(
@@ -62,7 +65,7 @@ def batch_norm(
         if isinstance(input, Proxy):
             return record_function(batch_norm, *arguments)
         return _native.batch_norm(*arguments)
-    _verify(input, training, eps)
+    _verify(input, running_mean, running_var, training, eps)
     return _batch_norm_act(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
@@ -131,7 +134,7 @@ def batch_norm_act(
         output = _native.batch_norm(*arguments)
         return activate(output if residual is None else output + residual, activation)
     if input.dim() >= 2:
-        _verify(input, training, eps)
+        _verify(input, running_mean, running_var, training, eps)
     if inplace and _may_overwrite(input, weight, bias, training, activation, residual):
         _batch_norm_act_(
             input, weight, bias, running_mean, running_var, training, momentum, eps, activation, residual

@@ -1,5 +1,6 @@
 #include "global_memory.h"
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <unordered_map>
@@ -14,20 +15,26 @@ constexpr uint32_t kNobody = 0, kManyBlocks = 0xffffffffu, kMany = 0x80000000u;
 struct Accesses {
   uint32_t writer = kNobody, reader = kNobody;
   uint16_t write_block_epoch = 0, write_grid_epoch = 0, read_block_epoch = 0, read_grid_epoch = 0;
+
+  bool operator==(const Accesses&) const = default;
 };
 
-constexpr size_t kPage = 4096;
+constexpr size_t kPage = 1024, kRemembered = 256;
 using Page = std::array<Accesses, kPage>;
 
-uintptr_t watched_begin = 0, watched_end = 0;
+uintptr_t watched_begin = 0;
+size_t watched_bytes = 0;
 uint32_t block_threads = 1, thread = kNobody, block = 0;
 const int64_t* block_epoch = nullptr;
 const int64_t* grid_epoch = nullptr;
 
 std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
 std::vector<std::unique_ptr<Page>> spare;
-uintptr_t last_number = 0;
-Page* last_page = nullptr;
+struct Remembered {
+  uintptr_t number = 0;
+  Page* page = nullptr;
+};
+std::array<Remembered, kRemembered> remembered;  // pages, by the last digits of their numbers
 std::string found;
 
 uint32_t block_of(uint32_t who) { return ((who & ~kMany) - 1) / block_threads; }
@@ -45,7 +52,8 @@ void report(const char* what, uint32_t who) {
 
 Accesses* accesses(uintptr_t address) {
   const uintptr_t number = address / kPage;
-  if (number != last_number || last_page == nullptr) {
+  Remembered& known = remembered[number % kRemembered];
+  if (number != known.number || known.page == nullptr) {
     auto& page = pages[number];
     if (page == nullptr) {
       if (spare.empty()) {
@@ -56,10 +64,9 @@ Accesses* accesses(uintptr_t address) {
         page->fill({});
       }
     }
-    last_number = number;
-    last_page = page.get();
+    known = {number, page.get()};
   }
-  return last_page->data() + address % kPage;
+  return known.page->data() + address % kPage;
 }
 
 // Whether this thread's access is not ordered after one of `who` at these epochs.
@@ -69,38 +76,55 @@ bool concurrent(uint32_t who, uint16_t at_block_epoch, uint16_t at_grid_epoch) {
   return at_block_epoch == static_cast<uint16_t>(*block_epoch);
 }
 
-void access(const void* address, size_t bytes, bool write) {
-  const auto begin = reinterpret_cast<uintptr_t>(address);
-  if (begin < watched_begin || begin >= watched_end || thread == kNobody) return;
+// What is known of a byte after this thread's access.
+Accesses after(Accesses a, bool write) {
   const auto now = static_cast<uint16_t>(*block_epoch), grid_now = static_cast<uint16_t>(*grid_epoch);
-  for (uintptr_t at = begin; at < begin + bytes; ++at) {
-    Accesses& a = *accesses(at);
-    if (concurrent(a.writer, a.write_block_epoch, a.write_grid_epoch)) {
-      report(write ? "a write of global memory that races with a write"
-                   : "a read of global memory that races with a write",
-             a.writer);
+  if (concurrent(a.writer, a.write_block_epoch, a.write_grid_epoch)) {
+    report(write ? "a write of global memory that races with a write"
+                 : "a read of global memory that races with a write",
+           a.writer);
+  }
+  if (write) {
+    if (concurrent(a.reader, a.read_block_epoch, a.read_grid_epoch)) {
+      report("a write of global memory that races with a read", a.reader);
     }
-    if (write) {
-      if (concurrent(a.reader, a.read_block_epoch, a.read_grid_epoch)) {
-        report("a write of global memory that races with a read", a.reader);
-      }
-      a.writer = thread;
-      a.write_block_epoch = now;
-      a.write_grid_epoch = grid_now;
-    } else {
-      uint32_t reader = thread;
-      if (a.reader != kNobody && a.reader != thread && a.read_grid_epoch == grid_now) {
-        if (a.reader == kManyBlocks || block_of(a.reader) != block) {
-          reader = kManyBlocks;
-        } else if (a.read_block_epoch == now) {
-          reader |= kMany;
-        }
-      }
-      a.reader = reader;
-      a.read_block_epoch = now;
-      a.read_grid_epoch = grid_now;
+    a.writer = thread;
+    a.write_block_epoch = now;
+    a.write_grid_epoch = grid_now;
+    return a;
+  }
+  uint32_t reader = thread;
+  if (a.reader != kNobody && a.reader != thread && a.read_grid_epoch == grid_now) {
+    if (a.reader == kManyBlocks || block_of(a.reader) != block) {
+      reader = kManyBlocks;
+    } else if (a.read_block_epoch == now) {
+      reader |= kMany;
     }
   }
+  a.reader = reader;
+  a.read_block_epoch = now;
+  a.read_grid_epoch = grid_now;
+  return a;
+}
+
+void note(uintptr_t begin, size_t bytes, bool write) {
+  for (size_t done = 0; done < bytes;) {
+    Accesses* const a = accesses(begin + done);
+    const size_t count = std::min(bytes - done, kPage - (begin + done) % kPage);
+    for (size_t i = 0; i < count;) {
+      // Neighbours mostly have the same past.
+      const Accesses before = a[i], now = after(before, write);
+      do {
+        a[i++] = now;
+      } while (i < count && a[i] == before);
+    }
+    done += count;
+  }
+}
+
+inline void access(const void* address, size_t bytes, bool write) {
+  const auto begin = reinterpret_cast<uintptr_t>(address);
+  if (begin - watched_begin < watched_bytes && thread != kNobody) note(begin, bytes, write);
 }
 
 }  // namespace
@@ -109,7 +133,7 @@ namespace emulation {
 
 void watch_global(const void* begin, size_t bytes) {
   watched_begin = reinterpret_cast<uintptr_t>(begin);
-  watched_end = watched_begin + bytes;
+  watched_bytes = bytes;
 }
 
 void begin_global(unsigned threads_of_block) { block_threads = threads_of_block; }
@@ -118,7 +142,7 @@ void end_global() {
   thread = kNobody;
   for (auto& [number, page] : pages) spare.push_back(std::move(page));
   pages.clear();
-  last_page = nullptr;
+  remembered.fill({});
 }
 
 void run_global(unsigned number, const int64_t& block_now, const int64_t& grid_now) {

@@ -94,6 +94,18 @@ struct Halves {
   }
 };
 
+// Writes eight slots: slot(i, k) is the k-th of the i-th four.
+template <typename Make>
+__device__ __forceinline__ void stage_slots(SharedPointer<uint32_t> to, Make&& slot) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    Vector<uint32_t, 4> slots;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) slots.lane[k] = slot(i, k);
+    store_shared(to + 4 * i, slots);
+  }
+}
+
 template <typename T>
 struct Piece : Halves<T, T> {
   using Halves<T, T>::V, Halves<T, T>::N, Halves<T, T>::half;
@@ -102,17 +114,10 @@ struct Piece : Halves<T, T> {
     if constexpr (V == 1) {
       store_shared(to, half[0].held);
     } else {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        Vector<uint32_t, 4> slots;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int word = (4 * i + k) / 2;
-          slots.lane[k] =
-              permuted_bytes(half[0].word[word], half[V - 1].word[word], k % 2 == 0 ? 0x5410 : 0x7632);
-        }
-        store_shared(to + 4 * i, slots);
-      }
+      stage_slots(to, [&](int i, int k) {
+        const int word = (4 * i + k) / 2;
+        return permuted_bytes(half[0].word[word], half[V - 1].word[word], k % 2 == 0 ? 0x5410 : 0x7632);
+      });
     }
   }
   __device__ void unstage(SharedPointer<Slot<T>> from) {
@@ -144,15 +149,9 @@ struct TapPiece : Halves<T, uint8_t> {
       for (int i = 0; i < N; ++i) bytes.lane[i] = half[0].lane(i);
       store_shared(to, bytes);
     } else {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        Vector<uint32_t, 4> slots;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          slots.lane[k] = permuted_bytes(half[0].word[i], half[V - 1].word[i], 0x4400 + 0x1111 * k);
-        }
-        store_shared(to + 4 * i, slots);
-      }
+      stage_slots(to, [&](int i, int k) {
+        return permuted_bytes(half[0].word[i], half[V - 1].word[i], 0x4400 + 0x1111 * k);
+      });
     }
   }
   __device__ void unstage(SharedPointer<TapSlot<T>> from) {

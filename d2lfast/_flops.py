@@ -77,18 +77,19 @@ def _lstm_cell_backward(
     return _cell_gradients(input, w_ih, w_hh, rest[-1], 3)
 
 
-def _is_tokens(input: Shape, batch_sizes: Any) -> bool:
-    return len(input) == (1 if batch_sizes is not None else 2)
+def _steps(input: Shape, batch_sizes: Any, weights: Sequence[Shape]) -> tuple[int, bool, list[Shape]]:
+    """The rows of a layer's input, whether they are tokens, and its matrices, that of the input first."""
+    tokens = len(input) == (1 if batch_sizes is not None else 2)
+    return prod(input if tokens else input[:-1]), tokens, [w for w in weights if len(w) == 2]
 
 
 @register_flop_formula([_ops._recurrent_layer, _ops._recurrent_layer_forward])
 def _layer(
     input: Shape, batch_sizes: Any, hx: Shape, cx: Any, weights: Sequence[Shape], *_: Any, **__: Any
 ) -> int:
-    tokens = _is_tokens(input, batch_sizes)
-    matrices = [weight for weight in weights if len(weight) == 2]
+    rows, tokens, matrices = _steps(input, batch_sizes, weights)
     # Tokens take rows of the first.
-    return _products(prod(input if tokens else input[:-1]), matrices[tokens:])
+    return _products(rows, matrices[tokens:])
 
 
 @register_flop_formula(_ops._recurrent_layer_backward)
@@ -105,10 +106,9 @@ def _layer_backward(
     **_: Any,
 ) -> int:
     wants_input, wants_state, _, wants_weights = rest[-1]
-    tokens = _is_tokens(input, batch_sizes)
-    rows = prod(input if tokens else input[:-1])
-    w_ih, w_hh, *projection = (weight for weight in weights if len(weight) == 2)
-    of_weights = [*([] if tokens else [w_ih]), w_hh, *projection] if wants_weights else []
+    rows, tokens, matrices = _steps(input, batch_sizes, weights)
+    w_ih, w_hh, *projection = matrices
+    of_weights = matrices[tokens:] if wants_weights else []
     of_input = [w_ih] if wants_input and not tokens else []
     # Of the state before the first step only where it is wanted.
     of_states = _products(rows if wants_state else rows - hx[-2], [w_hh])

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.fx import Proxy
 
-__all__ = ["Proxy", "record_function", "record_layer"]
+__all__ = ["Proxy", "fall_back", "record_function", "record_layer"]
 
 
 def record_layer(layer: Any, *args: Any) -> Any:
@@ -17,3 +17,8 @@ def record_layer(layer: Any, *args: Any) -> Any:
 def record_function(function: Any, *args: Any) -> Any:
     """A node that calls the function; the first argument is a proxy."""
     return args[0].tracer.create_proxy("call_function", function, args, {})
+
+
+def fall_back(function: Any, native: Any, *args: Any) -> Any:
+    """What `native` gives for arguments `function` leaves to it; of a proxy, a node that calls `function`."""
+    return record_function(function, *args) if isinstance(args[0], Proxy) else native(*args)

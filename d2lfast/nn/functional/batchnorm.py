@@ -5,7 +5,7 @@ import torch.nn.functional as _native
 from torch import Tensor
 
 from d2lfast._support import supported, transformed
-from d2lfast._symbolic import Proxy, record_function
+from d2lfast._symbolic import Proxy, fall_back, record_function
 from d2lfast.nn.unfused import activate
 
 __all__ = ["batch_norm", "batch_norm_act"]
@@ -62,9 +62,7 @@ def batch_norm(
     """
     if not supported(input, "batch_norm_act") or input.dim() < 2:
         arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps)
-        if isinstance(input, Proxy):
-            return record_function(batch_norm, *arguments)
-        return _native.batch_norm(*arguments)
+        return fall_back(batch_norm, _native.batch_norm, *arguments)
     _verify(input, running_mean, running_var, training, eps)
     return _batch_norm_act(input, weight, bias, running_mean, running_var, training, momentum, eps)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as _native
 from torch import Tensor
 
 from d2lfast._support import supported
-from d2lfast._symbolic import Proxy, record_function
+from d2lfast._symbolic import fall_back
 from d2lfast.nn.functional._sizes import size_list
 
 __all__ = [
@@ -59,10 +59,7 @@ def max_pool2d_with_indices(
     """Maxima of windows and their flat int64 positions in the H x W plane; see `max_pool2d`."""
     if not supported(input, "max_pool2d_with_indices"):
         arguments = (input, kernel_size, stride, padding, dilation, ceil_mode)
-        if isinstance(input, Proxy):
-            return record_function(max_pool2d_with_indices, *arguments)
-        native: Any = _native.max_pool2d_with_indices
-        return native(*arguments)
+        return fall_back(max_pool2d_with_indices, _native.max_pool2d_with_indices, *arguments)
     window = _window("max_pool2d", kernel_size, stride, padding)
     return _max_pool2d_with_indices(input, *window, _pair("max_pool2d", "dilation", dilation), ceil_mode)
 
@@ -97,10 +94,7 @@ def max_pool2d(
         return max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
     if not supported(input, "max_pool2d"):
         arguments = (input, kernel_size, stride, padding, dilation, ceil_mode)
-        if isinstance(input, Proxy):
-            return record_function(max_pool2d, *arguments)
-        native: Any = _native.max_pool2d
-        return native(*arguments)
+        return fall_back(max_pool2d, _native.max_pool2d, *arguments)
     window = _window("max_pool2d", kernel_size, stride, padding)
     return _max_pool2d(input, *window, _pair("max_pool2d", "dilation", dilation), ceil_mode)
 
@@ -131,10 +125,7 @@ def avg_pool2d(
     """
     if not supported(input, "avg_pool2d"):
         arguments = (input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-        if isinstance(input, Proxy):
-            return record_function(avg_pool2d, *arguments)
-        native: Any = _native.avg_pool2d
-        return native(*arguments)
+        return fall_back(avg_pool2d, _native.avg_pool2d, *arguments)
     window = _window("avg_pool2d", kernel_size, stride, padding)
     return _avg_pool2d(input, *window, ceil_mode, count_include_pad, divisor_override)
 
@@ -163,9 +154,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
         RuntimeError: ranks or sizes do not fit, as in torch.
     """
     if not supported(input, "adaptive_avg_pool2d") or input.dim() not in (3, 4):
-        if isinstance(input, Proxy):
-            return record_function(adaptive_avg_pool2d, input, output_size)
-        return _native.adaptive_avg_pool2d(input, output_size)
+        return fall_back(adaptive_avg_pool2d, _native.adaptive_avg_pool2d, input, output_size)
     return _adaptive_avg_pool2d(input, _adaptive_size(input, output_size))
 
 
@@ -174,9 +163,8 @@ def adaptive_max_pool2d_with_indices(
 ) -> tuple[Tensor, Tensor]:
     """Maxima of a grid of regions and their flat int64 positions; see `adaptive_max_pool2d`."""
     if not supported(input, "adaptive_max_pool2d"):
-        if isinstance(input, Proxy):
-            return record_function(adaptive_max_pool2d_with_indices, input, output_size)
-        return _native.adaptive_max_pool2d_with_indices(input, output_size)
+        native = _native.adaptive_max_pool2d_with_indices
+        return fall_back(adaptive_max_pool2d_with_indices, native, input, output_size)
     return _adaptive_max_pool2d(input, _adaptive_size(input, output_size))
 
 

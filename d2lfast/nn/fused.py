@@ -33,7 +33,7 @@ class BatchNormAct2d(unfused.BatchNormAct2d):
             return normalize(self, input, self.activation, residual, self.inplace)
         # A residual that is promoted or broadcast, or tensors without kernels.
         output = normalize(self, input)
-        return unfused.activate(output if residual is None else output + residual, self.activation)
+        return unfused.activate(output, self.activation, residual)
 
 
 class Conv2dAct(unfused.Conv2dAct):
@@ -51,7 +51,7 @@ class Conv2dAct(unfused.Conv2dAct):
             return convolve(self, input, self.weight, self.bias, self.activation, residual)
         # A residual that is promoted or broadcast, or tensors without kernels.
         output = convolve(self, input, self.weight, self.bias)
-        return unfused.activate(output if residual is None else output + residual, self.activation)
+        return unfused.activate(output, self.activation, residual)
 
 
 class ConvNormAct(unfused.ConvNormAct):

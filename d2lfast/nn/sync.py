@@ -128,7 +128,7 @@ def synchronize(self: Any, input: Tensor, activation: str = "none", residual: Te
         return normalize(self, input, activation, residual)
     if input.is_meta or not supported(input, "batch_norm_act"):
         output = nn.SyncBatchNorm.forward(self, input)
-        return unfused.activate(output if residual is None else output + residual, activation)
+        return unfused.activate(output, activation, residual)
     factor = 0.0 if self.momentum is None else self.momentum
     if self.track_running_stats and self.num_batches_tracked is not None:
         self.num_batches_tracked.add_(1)
@@ -220,7 +220,7 @@ class SyncBatchNormAct2d(SyncBatchNorm):
         ):
             return synchronize(self, input, self.activation, residual)
         output = synchronize(self, input)
-        return unfused.activate(output if residual is None else output + residual, self.activation)
+        return unfused.activate(output, self.activation, residual)
 
     def extra_repr(self) -> str:
         """torch's, and the activation."""

@@ -40,8 +40,10 @@ def activation_name(act_layer: Any) -> str:
     return name
 
 
-def activate(input: Tensor, activation: str) -> Tensor:
-    """Apply the activation of that name."""
+def activate(input: Tensor, activation: str, residual: Tensor | None = None) -> Tensor:
+    """Add the residual, if there is one, and apply the activation of that name."""
+    if residual is not None:
+        input = input + residual
     return input if activation == "none" else _FUNCTIONS[activation](input)
 
 
@@ -80,7 +82,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise [N,C,H,W], add the residual and activate."""
         output = super().forward(input)
-        return activate(output if residual is None else output + residual, self.activation)
+        return activate(output, self.activation, residual)
 
     def extra_repr(self) -> str:
         """torch's, and the activation."""
@@ -101,7 +103,7 @@ class Conv2dAct(nn.Conv2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve [N,C,H,W] or [C,H,W], add the residual and activate."""
         output = super().forward(input)
-        return activate(output if residual is None else output + residual, self.activation)
+        return activate(output, self.activation, residual)
 
     def extra_repr(self) -> str:
         """torch's, and the activation."""

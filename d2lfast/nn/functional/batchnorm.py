@@ -130,7 +130,7 @@ def batch_norm_act(
         if not transformed():
             raise NotImplementedError(f"a fused batch normalisation for {input.dtype} on {input.device}")
         output = _native.batch_norm(*arguments)
-        return activate(output if residual is None else output + residual, activation)
+        return activate(output, activation, residual)
     if input.dim() >= 2:
         _verify(input, running_mean, running_var, training, eps)
     if inplace and _may_overwrite(input, weight, bias, training, activation, residual):

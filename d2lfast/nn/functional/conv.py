@@ -67,7 +67,7 @@ def conv2d(
         if (activation != "none" or residual is not None) and not transformed():
             raise NotImplementedError(f"an epilogue for {input.dtype} on {input.device}")
         output = _native.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
-        return activate(output if residual is None else output + residual, activation)
+        return activate(output, activation, residual)
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     if isinstance(padding, str):
         if padding == "valid":

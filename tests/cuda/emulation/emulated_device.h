@@ -87,6 +87,8 @@ class SharedPointer {
     return {reinterpret_cast<T*>(memory_->data) + at, &memory_->shadow[at]};
   }
   SharedPointer operator+(int64_t i) const { return {memory_, offset_ + i}; }
+  void begin_copy(int64_t i) const { (*this)[i].begin_copy(); }
+  void end_copy(int64_t i, const T& value) const { (*this)[i].end_copy(value); }
   int64_t offset() const { return offset_; }
 
  private:
@@ -169,15 +171,15 @@ inline void prefetch(const void*) {}
 inline void sync_grid() { Grid::get().sync_grid(); }
 
 // The copy is made when the thread waits for it, and not before.
-template <int kBytes, typename T>
-void copy_async(SharedPointer<T> to, const T* from, bool valid) {
+template <int kBytes, typename Pointer, typename T>
+void copy_async(Pointer to, const T* from, bool valid) {
   constexpr int kCount = kBytes / sizeof(T);
   if (to.offset() % kCount != 0) Grid::get().fail("a misaligned copy to shared memory");
   if (valid && reinterpret_cast<uintptr_t>(from) % kBytes != 0) Grid::get().fail("a misaligned copy");
-  for (int i = 0; i < kCount; ++i) to[i].begin_copy();
+  for (int i = 0; i < kCount; ++i) to.begin_copy(i);
   if (valid) emulation::read_global(from, kBytes);
   Grid::get().current->copies.back().push_back([=] {
-    for (int i = 0; i < kCount; ++i) to[i].end_copy(valid ? from[i] : T{});
+    for (int i = 0; i < kCount; ++i) to.end_copy(i, valid ? from[i] : T{});
   });
 }
 template <typename T>

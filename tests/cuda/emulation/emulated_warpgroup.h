@@ -120,13 +120,7 @@ FactorPointer<T> factor_memory() {
 
 template <typename T>
 void copy_async_16(FactorPointer<T> to, const T* from, bool valid) {
-  constexpr int kCount = 16 / sizeof(T);
-  if (to.offset() % kCount != 0) Grid::get().fail("a misaligned copy to shared memory");
-  if (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0) Grid::get().fail("a misaligned copy");
-  for (int i = 0; i < kCount; ++i) to.begin_copy(i);
-  Grid::get().current->copies.back().push_back([=] {
-    for (int i = 0; i < kCount; ++i) to.end_copy(i, valid ? from[i] : T{});
-  });
+  copy_async<16>(to, from, valid);
 }
 
 template <typename T>

@@ -8,6 +8,8 @@ namespace emulation {
 
 inline int guards = 0;
 
-inline cudaStream_t current_stream() { return reinterpret_cast<cudaStream_t>(guards > 0 ? &guards : nullptr); }
+inline cudaStream_t current_stream() {
+  return reinterpret_cast<cudaStream_t>(guards > 0 ? &guards : nullptr);
+}
 
 }  // namespace emulation

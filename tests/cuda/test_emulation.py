@@ -24,6 +24,8 @@ FAMILIES = {
     "conv2d_winograd": ["test_conv2d_winograd.py"],
 }
 
+FAR_END = ("-n", "0", "cuda/far_end.py")  # a process at a time: each takes 5 GiB
+
 
 @pytest.fixture(scope="session")
 def library():
@@ -34,11 +36,11 @@ def library():
     return run.stdout.splitlines()[-1]
 
 
-def on_emulated_gpu(library, *command, **variables):
+def on_emulated_gpu(library, *arguments, **variables):
+    """pytest, on all processors: this file takes longest, and its last tests run beside no others."""
     environment = {**os.environ, "D2LFAST_EMULATED_CUDA": library, **variables}
-    run = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=800, cwd=TESTS, env=environment
-    )
+    command = [sys.executable, "-m", "pytest", "-n", str(os.cpu_count() or 1), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=800, cwd=TESTS, env=environment)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]
 
 
@@ -55,9 +57,7 @@ def built(tmp_path, library, name, kernels=()):
 
 
 def operator_tests(library, family, expression="", **variables):
-    files = [f"ops/{name}" for name in FAMILIES[family]]
-    workers = str(os.cpu_count() or 1)
-    on_emulated_gpu(library, "-m", "pytest", "-n", workers, *files, "-k", expression, **variables)
+    on_emulated_gpu(library, *(f"ops/{name}" for name in FAMILIES[family]), "-k", expression, **variables)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,28 +73,26 @@ def test_recurrent_layers_of_several_blocks(library, shared_bytes):
 
 
 def test_random_cases(library):
-    command = ("-m", "pytest", "fuzz/test_fuzz.py", "-k", "random_cases")
-    on_emulated_gpu(library, *command, D2LFAST_FUZZ_CASES="30")
+    on_emulated_gpu(library, "fuzz/test_fuzz.py", "-k", "random_cases", D2LFAST_FUZZ_CASES="30")
 
 
 def test_launches(library):
     names = ("", "_batch_norm", "_conv2d", "_conv2d_products", "_cross_entropy", "_autotune")
-    on_emulated_gpu(library, "-m", "pytest", *(f"cuda/launches{name}.py" for name in names))
+    on_emulated_gpu(library, *(f"cuda/launches{name}.py" for name in names))
 
 
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_tiles_of_convolutions(library, capability):
     """With one multiprocessor, whose tiles are wide from a few blocks on, and with products of warpgroups."""
     gpu = {"D2LFAST_EMULATED_PROCESSORS": "1", "D2LFAST_EMULATED_CAPABILITY": capability}
-    command = ("-m", "pytest", "cuda/launches_conv2d.py", "-k", "implicit or residual")
-    on_emulated_gpu(library, *command, **gpu)
+    on_emulated_gpu(library, "cuda/launches_conv2d.py", "-k", "implicit or residual", **gpu)
     if capability == "90":
         operator_tests(library, "conv2d_implicit", **gpu)
-        on_emulated_gpu(library, "-m", "pytest", "cuda/far_end.py", "-k", "implicit", **gpu)
+        on_emulated_gpu(library, *FAR_END, "-k", "implicit", **gpu)
 
 
 def test_far_end(library):
-    on_emulated_gpu(library, "-m", "pytest", "cuda/far_end.py")
+    on_emulated_gpu(library, *FAR_END)
 
 
 def test_far_end_of_kernels(library, tmp_path):

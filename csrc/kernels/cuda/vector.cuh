@@ -130,6 +130,20 @@ struct Lanes<T, V> {
   }
 };
 
+// Bytes of a (0 to 3) and b (4 to 7), each chosen by four bits of the selector.
+D2LFAST_HOST_DEVICE uint32_t permuted_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(a, b, selector);
+#else
+  const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    result |= static_cast<uint32_t>(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  }
+  return result;
+#endif
+}
+
 namespace detail {
 
 D2LFAST_HOST_DEVICE float float_of_bits(uint32_t bits) {

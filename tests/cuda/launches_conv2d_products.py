@@ -77,6 +77,15 @@ WEIGHTS = {
     "padding beyond the kernel": ((1, 8, 5, 6), 8, (3, 3), 2, 1, 4, 1),
     "one pixel": ((1, 8, 1, 1), 8, (1, 1), 2, 1, 0, 1),
     "many chunks": ((1, 24, 9, 8), 40, (5, 5), 1, 1, 2, 1),
+    "neighbours of a row": ((2, 1, 12, 22), 20, (7, 7), 1, 2, 3, 1),
+    "neighbours, several images": ((37, 1, 8, 8), 40, (3, 3), 1, 1, 1, 1),
+    "neighbours, 3 channels": ((2, 3, 26, 34), 96, (11, 11), 1, 4, 1, 1),
+    "neighbours, 2 groups": ((2, 2, 11, 14), 80, (3, 3), 2, 1, 1, 1),
+    "neighbours, 17 taps": ((1, 2, 15, 40), 24, (3, 17), 1, 2, (1, 8), 1),
+    "neighbours, several tiles": ((1, 1, 40, 262), 24, (5, 9), 1, 4, (2, 3), 1),
+    "neighbours, several tiles, stride 1": ((1, 3, 3, 1100), 16, (3, 3), 1, 1, 1, 1),
+    "neighbours, rows apart": ((1, 3, 21, 18), 24, (3, 3), 1, (3, 2), 1, (2, 1)),
+    "neighbours, 12 channels": ((1, 12, 9, 10), 24, (3, 3), 1, 1, 1, 1),
 }
 
 
@@ -105,6 +114,7 @@ def test_weight_gradient_on_tensor_cores(name, dtype):
 ONE_VALUE = ("groups of 2", "groups of 3", "groups of 16", "5x5 of 1 channel")
 # Whose last tiles are not full.
 ONE_VALUE += ("a row of several tiles", "a last tile of fewer rows", "images of several tiles")
+ONE_VALUE += ("neighbours of a row", "neighbours, several images", "neighbours, 3 channels")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

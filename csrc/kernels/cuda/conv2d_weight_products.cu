@@ -35,21 +35,23 @@ __device__ __forceinline__ void store_second_piece(SharedPointer<T> to, const ui
 struct WeightPlace {
   int32_t slice, first_block, first, last, source;  // of column blocks, result channels, source channels
 
-  __device__ WeightPlace(const Conv2dWeightParams& p, const WeightTiles& tiles) {
-    slice = static_cast<int32_t>(blockIdx.x);
-    first_block = take_remainder(slice, tiles.chunk_tiles) * tiles.chunks * tiles.chunk_blocks;
-    int32_t group = take_remainder(slice, tiles.unit_tiles);
+  static __device__ WeightPlace of_block(const Conv2dWeightParams& p, const WeightTiles& tiles) {
+    WeightPlace place;
+    place.slice = static_cast<int32_t>(blockIdx.x);
+    place.first_block = take_remainder(place.slice, tiles.chunk_tiles) * tiles.chunks * tiles.chunk_blocks;
+    int32_t group = take_remainder(place.slice, tiles.unit_tiles);
     const int32_t width = tiles.units * tiles.unit_results;
     if (tiles.by_groups) {
-      first = group * width;
-      last = least(first + width, p.groups * p.result_channels);
-      source = group * tiles.units * tiles.unit_sources;
+      place.first = group * width;
+      place.last = least(place.first + width, p.groups * p.result_channels);
+      place.source = group * tiles.units * tiles.unit_sources;
     } else {
       const int32_t within = take_remainder(group, tiles.tiles_of_group) * width;
-      first = group * p.result_channels + within;
-      last = group * p.result_channels + least(within + width, p.result_channels);
-      source = group * p.source_channels;
+      place.first = group * p.result_channels + within;
+      place.last = group * p.result_channels + least(within + width, p.result_channels);
+      place.source = group * p.source_channels;
     }
+    return place;
   }
 };
 
@@ -112,7 +114,12 @@ __device__ inline void find_pixels(const Conv2dWeightParams& p, const WeightTile
         image < tiles.images &&
         (tiles.whole_rows || (tile.row + row < p.h.result && tile.column + column < p.w.result));
     const int32_t line = image * tiles.source_rows.divisor + row * p.h.stride;
-    pixels[i] = inside ? (line * tiles.pitch + column) * kPiece : -1;
+    int32_t place = column;
+    if (tiles.source_staging == Staging::kRows) {
+      const int32_t element = column * p.w.stride * tiles.next_tap;
+      place = element / kPiece + tiles.shift.divide(element % kPiece) * tiles.copy;
+    }
+    pixels[i] = inside ? (line * tiles.pitch + place) * kPiece : -1;
   }
 }
 
@@ -223,6 +230,53 @@ __device__ __forceinline__ void stage_source(const Conv2dWeightParams& p, const 
   }
 }
 
+// A thread's 8 elements of a row become a piece of each copy; a copy begins kShift elements after the one
+// before.
+template <int kShift, typename T>
+__device__ __forceinline__ void stage_rows(const Conv2dWeightParams& p, const WeightTiles& tiles,
+                                           const WeightPlace& place, const WeightTile& tile,
+                                           SharedPointer<T> to) {
+  constexpr int kCopies = kPiece / kShift, kWords = kPiece - kShift / 2;
+  const int32_t words = p.w.source * tiles.next_tap >> 1, plane = p.h.source * words;
+  const int32_t planes = p.channels_last ? 1 : p.groups * p.source_channels;  // of an image
+  const uint32_t* images = static_cast<const uint32_t*>(p.source) +
+                           (tile.image * planes + place.source) * static_cast<int64_t>(plane);
+  const int32_t top = tile.row * p.h.stride - p.h.pad;
+  const int32_t left = (tile.column * p.w.stride - p.w.pad) * tiles.next_tap;
+  const int32_t own = tiles.images * tiles.source_rows.divisor * tiles.pitch * tiles.planes;
+  const uint32_t even_or_odd = left % 2 == 0 ? 0x3210 : 0x5432;
+  for (int32_t i = threadIdx.x; i < own; i += kThreads) {
+    int32_t channel = i;
+    const int32_t piece = take_remainder(channel, tiles.source_columns);
+    const int32_t line = take_remainder(channel, tiles.source_lines);
+    int32_t y = line, image = 0;
+    if (tiles.images > 1) {
+      image = line;
+      y = take_remainder(image, tiles.source_rows);
+    }
+    const int32_t h = top + y, first = (left >> 1) + piece * (kPiece / 2);
+    const bool inside = is_below(h, p.h.source) && image < tile.images;
+    const uint32_t* from = images + ((image * planes + channel) * plane + h * words + first);
+    uint32_t word[kWords + 1];
+#pragma unroll
+    for (int n = 0; n <= kWords; ++n) word[n] = inside && is_below(first + n, words) ? from[n] : 0;
+#pragma unroll
+    for (int n = 0; n < kWords; ++n) word[n] = permuted_bytes(word[n], word[n + 1], even_or_odd);
+    auto target = to + (channel * tiles.source_plane + line * tiles.pitch + piece) * kPiece;
+#pragma unroll
+    for (int copy = 0; copy < kCopies; ++copy) {
+      Vector<uint32_t, 4> staged;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const int m = copy * kShift / 2 + n;
+        staged.lane[n] = copy * kShift % 2 == 0 ? word[m] : permuted_bytes(word[m], word[m + 1], 0x5432);
+      }
+      store_shared_words(target, staged);
+      target = target + tiles.copy * kPiece;
+    }
+  }
+}
+
 // A warp has 16 kUnits result channels by 8 kBlocks columns: taps and source channels.
 template <typename T, int kUnits, int kBlocks>
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -235,10 +289,13 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const auto entries = dynamic_shared<int32_t>() + tiles.entries;
   D2LFAST_SHARED(int32_t, distances, kWarps* kBlocks);
   const int32_t thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  const WeightPlace place(p, tiles);
+  // In shared memory, which spares registers of the loop over tiles.
+  D2LFAST_SHARED(WeightPlace, places, 1);
+  if (thread == 0) places[0] = WeightPlace::of_block(p, tiles);
+  __syncthreads();
 
   if (thread < tiles.buffers) store_shared_words(staged + thread * tiles.buffer, Vector<uint32_t, 4>{});
-  if (tiles.source_staging != Staging::kVectors) {
+  if (tiles.source_staging == Staging::kSingle) {
     for (int32_t v = thread; v < tiles.pieces * kPiece; v += kThreads) {
       int32_t tap = v;
       const int32_t c = take_remainder(tap, tiles.sources_of_unit);
@@ -254,18 +311,21 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
   const int32_t jobs = tiles.units * tiles.chunks, part = warp / jobs, job = warp - part * jobs;
   const int32_t chunk = job / tiles.units, unit = job - chunk * tiles.units;
-  const int32_t block0 = place.first_block + chunk * tiles.chunk_blocks;
+  const WeightPlace own_place = places[0];
+  const int32_t slice = own_place.slice, block0 = own_place.first_block + chunk * tiles.chunk_blocks;
   const int32_t blocks = least(tiles.chunk_blocks, tiles.blocks - block0);
   // From a pixel to a column block's piece of the first unit, in elements.
   for (int32_t i = thread; i < tiles.chunks * tiles.chunk_blocks; i += kThreads) {
-    int32_t tap = least(place.first_block + i, tiles.blocks - 1);
-    const int32_t piece = take_remainder(tap, tiles.pieces_of_unit);
+    int32_t tap = least(own_place.first_block + i, tiles.blocks - 1);
+    int32_t piece = take_remainder(tap, tiles.pieces_of_unit);
+    const int32_t within = take_remainder(piece, tiles.row_pieces);
     int32_t kh = tap, column = 0;
     if (tiles.taps == 1) {
       const int32_t kw = take_remainder(kh, tiles.kernel_w);
       column = place_of_column(tiles, kw * p.w.dilation + tiles.lead);
     }
-    distances[i] = (piece * tiles.source_plane + kh * p.h.dilation * tiles.pitch + column + 1) * kPiece;
+    distances[i] =
+        (piece * tiles.source_plane + kh * p.h.dilation * tiles.pitch + column + within + 1) * kPiece;
   }
   __syncthreads();
   int32_t distance[kPairs];  // of the lane's blocks
@@ -276,17 +336,18 @@ __global__ void __launch_bounds__(kThreads, kResident)
     distance[q] =
         distances[block] + (tiles.by_groups ? unit : 0) * tiles.pieces * tiles.source_plane * kPiece;
   }
+  const auto own_pixels = pixels + lane % 16;
   const auto own_gradient =
       gradient +
       ((unit * 2 * kUnits + lane / 8 % 2) * tiles.gradient_plane + lane / 16 * 8 + lane % 8) * kPiece;
-  const auto own_pixels = pixels + lane % 16;
 
   float sum[kUnits][kBlocks][4] = {};
   const int32_t ahead = tiles.buffers - 1;
   for (int32_t n = -ahead;; ++n) {
-    const int32_t next = place.slice + (n + ahead) * tiles.slices;
+    const int32_t next = slice + (n + ahead) * tiles.slices;
     if (next < tiles.count) {
       const WeightTile tile(p, tiles, next);
+      const WeightPlace place = places[0];
       const int32_t buffer = (n + ahead) & ahead;
       if (n + ahead == 0 || !tiles.whole_rows) {
         find_pixels(p, tiles, tile, pixels + (tiles.whole_rows ? 0 : buffer * tiles.steps * kStep));
@@ -303,13 +364,24 @@ __global__ void __launch_bounds__(kThreads, kResident)
         stage_source<Staging::kVectors, T>(p, tiles, place, tile, to_source, entries);
       } else if (tiles.source_staging == Staging::kPairs) {
         stage_source<Staging::kPairs, T>(p, tiles, place, tile, to_source, entries);
+      } else if (tiles.source_staging == Staging::kRows) {
+        switch (tiles.shift.divisor) {
+          case 1:
+            stage_rows<1>(p, tiles, place, tile, to_source);
+            break;
+          case 2:
+            stage_rows<2>(p, tiles, place, tile, to_source);
+            break;
+          default:
+            stage_rows<4>(p, tiles, place, tile, to_source);
+        }
       } else {
         stage_source<Staging::kSingle, T>(p, tiles, place, tile, to_source, entries);
       }
     }
     commit_async();
     if (n < 0) continue;
-    const int32_t i = place.slice + n * tiles.slices;
+    const int32_t i = slice + n * tiles.slices;
     if (i >= tiles.count) break;
     if (ahead > 0) {
       wait_async<1>();
@@ -375,6 +447,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     }
   }
   __syncthreads();
+  const WeightPlace place = places[0];
   const int32_t of_row = p.source_channels * p.h.kernel * p.w.kernel,
                 count = (place.last - place.first) * of_row;
   float* partial = static_cast<float*>(p.partial) +
@@ -386,7 +459,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     int32_t c = take_remainder(which, tiles.source_channels);
     const int32_t row = take_remainder(which, tiles.results_of_unit);
     if (tiles.by_groups) c += tiles.result_channels.divide(row) * p.source_channels;
-    const int32_t column = tiles.taps == 1 ? c : kw * tiles.unit_sources + c;
+    const int32_t column = kw * tiles.next_tap + c * tiles.next_channel;
     const int32_t tap = tiles.taps == 1 ? kh * p.w.kernel + kw : kh;
     int32_t block = tap * tiles.pieces + column / kPiece - place.first_block;
     if (block < 0 || block >= tiles.chunks * tiles.chunk_blocks) continue;
@@ -403,7 +476,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
 template <typename T>
 cudaError_t launch_plan(const Conv2dWeightParams& p, const WeightPlan& plan, cudaStream_t stream) {
   const LaunchShape shape{{static_cast<unsigned>(plan.blocks)}, kThreads, static_cast<size_t>(plan.bytes)};
-  return launch(is_narrow(p) ? weight_products<T, 1, 18> : weight_products<T, 2, 8>, shape, stream, p,
+  return launch(plan.narrow ? weight_products<T, 1, 18> : weight_products<T, 2, 8>, shape, stream, p,
                 plan.tiles);
 }
 

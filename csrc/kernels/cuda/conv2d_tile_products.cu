@@ -191,12 +191,13 @@ __global__ void __launch_bounds__(kThreads, kResident)
   // Of the steps, those without values to ignore.
   const int32_t full = tiles.span == 1 ? quads / 4 : down.count * (right.count / tiles.span) / 4;
   for (int32_t i = thread; i < 4 * steps; i += threads) {
-    int32_t y, x, quad = 0, values = 4;
+    int32_t y, x, quad = 0, values;
     if (tiles.span == 1) {
       const int32_t tap = i / tiles.quads;
       quad = i - tap * tiles.quads;
       y = tap / right.count;
       x = tap - y * right.count;
+      values = least(4, p.source_channels - 4 * quad);
     } else {
       x = i / down.count;
       y = i - x * down.count;
@@ -214,32 +215,48 @@ __global__ void __launch_bounds__(kThreads, kResident)
   __syncthreads();
 
   const int32_t taps = p.h.kernel * p.w.kernel, result_width = p.groups * p.result_channels;
-  for (int32_t i = warp; i < tiles.units * tiles.groups_of_unit * steps * N; i += warps) {
-    const int32_t f = i % N, rest = i / N, which = rest / steps, step = rest - which * steps;
-    const int32_t u = which / tiles.groups_of_unit, b = which - u * tiles.groups_of_unit;
+  // A warp fills fragments of the same rows, by itself or with others.
+  const int32_t fragments_of_step = tiles.units * tiles.groups_of_unit * N;
+  const int32_t sharers = warps > fragments_of_step ? warps / fragments_of_step : 1;
+  const int32_t weight_tap = kLast ? p.source_channels * result_width : 1;
+  const int32_t weight_channel = kLast ? result_width : taps;
+  int32_t of_value[4];  // from a quad's first weight
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    of_value[e] = (e >> shift) * right.step * weight_tap + (e & low) * weight_channel;
+  }
+  for (int32_t i = warp / sharers; i < fragments_of_step; i += warps / sharers) {
+    const int32_t f = i % N, which = i / N, u = which / tiles.groups_of_unit;
     const int32_t group = tiles.by_groups ? group0 + which : group0;
-    const auto entry = load_shared<kEntry>(words + (4 * step + t) * kEntry);
-    const int32_t values = static_cast<int32_t>(entry.lane[1]), c0 = static_cast<int32_t>(entry.lane[3]);
+    const T* rows[2];
+    bool there[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       // Row g + 8 half of the fragment.
       const int32_t within = g * kOwn + 2 * f + half;
-      const int32_t m = tiles.by_groups ? within - b * p.result_channels : (unit0 + u) * 16 * N + within;
+      const int32_t m = tiles.by_groups ? within - (which - u * tiles.groups_of_unit) * p.result_channels
+                                        : (unit0 + u) * 16 * N + within;
       const int32_t row = group * p.result_channels + m;
-      const bool there = m >= 0 && m < p.result_channels && group < p.groups;
-      T value[4];
+      there[half] = m >= 0 && m < p.result_channels && group < p.groups;
+      const int32_t start = kLast ? row : row * p.source_channels * taps;
+      rows[half] = static_cast<const T*>(p.weight) + (there[half] ? start : 0);
+    }
+    for (int32_t step = warp % sharers; step < steps; step += sharers) {
+      const auto entry = load_shared<kEntry>(words + (4 * step + t) * kEntry);
+      const int32_t values = static_cast<int32_t>(entry.lane[1]);
+      const int32_t at = static_cast<int32_t>(entry.lane[2]) * weight_tap +
+                         static_cast<int32_t>(entry.lane[3]) * weight_channel;
+      Vector<uint32_t, 4> lane_words;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int32_t c = c0 + (e & low);
-        value[e] = T{};
-        if (!there || e >= values || c >= p.source_channels) continue;
-        const int32_t tap = static_cast<int32_t>(entry.lane[2]) + (e >> shift) * right.step;
-        const int32_t at = kLast ? (tap * p.source_channels + c) * result_width + row
-                                 : (row * p.source_channels + c) * taps + tap;
-        value[e] = static_cast<const T*>(p.weight)[at];
+      for (int half = 0; half < 2; ++half) {
+        const T* first = computed_once(rows[half] + at);
+        T value[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) value[e] = there[half] && e < values ? first[of_value[e]] : T{};
+        lane_words.lane[half] = pair_of(value[0], value[1]);
+        lane_words.lane[half + 2] = pair_of(value[2], value[3]);
       }
-      weights[i * kFragment + lane * 4 + half] = pair_of(value[0], value[1]);
-      weights[i * kFragment + lane * 4 + half + 2] = pair_of(value[2], value[3]);
+      store_shared(weights + ((which * steps + step) * N + f) * kFragment + lane * 4, lane_words);
     }
   }
 
@@ -484,7 +501,7 @@ Plan search_plan(const Conv2dDirectParams& p) {
                             : piece < 64 ? 1.3
                                          : 1.0) /
                            90;
-    const double weights = double(fragments) * 45 + 400;
+    const double weights = double(fragments) * (24 + 32.0 / steps) + 400;
     const double of_block = weights + turns * (main + staging + 300);
     const double blocks = double(sharers) * slices;
     const double cost = std::ceil(blocks / limits.processors) * of_block * (1 + 4.0 / (resident * warps));

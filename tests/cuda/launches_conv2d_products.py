@@ -29,6 +29,14 @@ PRODUCTS = {
     "12 channels": ((1, 12, 8, 8), 24, (3, 3), 1, 1, 1, 1),
     "many images": ((20, 4, 5, 5), 8, (3, 3), 2, 1, 1, 1),
     "stride beyond the kernel": ((1, 3, 8, 9), 4, (2, 1), 1, 3, 0, 1),
+    "neighbours of a row": ((2, 1, 12, 22), 20, (7, 7), 1, 2, 3, 1),
+    "neighbours, several images": ((37, 1, 8, 8), 40, (3, 3), 1, 1, 1, 1),
+    "neighbours, 3 channels": ((2, 3, 26, 34), 96, (11, 11), 1, 4, 1, 1),
+    "neighbours, 17 taps": ((1, 2, 15, 40), 24, (3, 17), 1, 2, (1, 8), 1),
+    "neighbours, several tiles": ((1, 1, 40, 262), 24, (5, 9), 1, 4, (2, 3), 1),
+    "neighbours, several tiles, stride 1": ((1, 3, 3, 1100), 16, (3, 3), 1, 1, 1, 1),
+    "neighbours, rows apart": ((1, 3, 21, 18), 24, (3, 3), 1, (3, 2), 1, (2, 1)),
+    "neighbours, 12 channels": ((1, 12, 9, 10), 24, (3, 3), 1, 1, 1, 1),
 }
 
 
@@ -77,15 +85,7 @@ WEIGHTS = {
     "padding beyond the kernel": ((1, 8, 5, 6), 8, (3, 3), 2, 1, 4, 1),
     "one pixel": ((1, 8, 1, 1), 8, (1, 1), 2, 1, 0, 1),
     "many chunks": ((1, 24, 9, 8), 40, (5, 5), 1, 1, 2, 1),
-    "neighbours of a row": ((2, 1, 12, 22), 20, (7, 7), 1, 2, 3, 1),
-    "neighbours, several images": ((37, 1, 8, 8), 40, (3, 3), 1, 1, 1, 1),
-    "neighbours, 3 channels": ((2, 3, 26, 34), 96, (11, 11), 1, 4, 1, 1),
-    "neighbours, 2 groups": ((2, 2, 11, 14), 80, (3, 3), 2, 1, 1, 1),
-    "neighbours, 17 taps": ((1, 2, 15, 40), 24, (3, 17), 1, 2, (1, 8), 1),
-    "neighbours, several tiles": ((1, 1, 40, 262), 24, (5, 9), 1, 4, (2, 3), 1),
-    "neighbours, several tiles, stride 1": ((1, 3, 3, 1100), 16, (3, 3), 1, 1, 1, 1),
-    "neighbours, rows apart": ((1, 3, 21, 18), 24, (3, 3), 1, (3, 2), 1, (2, 1)),
-    "neighbours, 12 channels": ((1, 12, 9, 10), 24, (3, 3), 1, 1, 1, 1),
+    "neighbours, 2 groups": ((2, 4, 11, 14), 80, (3, 7), 2, 1, (1, 3), 1),
 }
 
 
@@ -114,11 +114,16 @@ def test_weight_gradient_on_tensor_cores(name, dtype):
 ONE_VALUE = ("groups of 2", "groups of 3", "groups of 16", "5x5 of 1 channel")
 # Whose last tiles are not full.
 ONE_VALUE += ("a row of several tiles", "a last tile of fewer rows", "images of several tiles")
-ONE_VALUE += ("neighbours of a row", "neighbours, several images", "neighbours, 3 channels")
+NEIGHBOURS = (
+    "neighbours of a row",
+    "neighbours, several images",
+    "neighbours, 3 channels",
+    "neighbours, 2 groups",
+)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("name", ONE_VALUE)
+@pytest.mark.parametrize("name", ONE_VALUE + NEIGHBOURS)
 def test_weight_gradient_of_one_value(name, value):
     """It stays with its channel and its taps: pixels that fill fragments meet zeros on both sides."""
     shape, outputs, kernel, groups, *options = (PRODUCTS | WEIGHTS)[name]
@@ -194,10 +199,12 @@ def test_what_computes_weight_gradients(name):
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("name", ["groups of 2", "groups of 3", "3x3 of 1 channel", "5x5 of 1 channel"])
+@pytest.mark.parametrize(
+    "name", ["groups of 2", "groups of 3", "3x3 of 1 channel", "5x5 of 1 channel", *NEIGHBOURS]
+)
 def test_direct_convolution_of_one_value(name, value):
     """It stays with its group and its windows: nothing is multiplied by the zeros that fill fragments."""
-    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    shape, outputs, kernel, groups, *options = (PRODUCTS | WEIGHTS)[name]
     weight = torch.randint(1, 3, (outputs, shape[1] // groups, *kernel)).to(HALF)
     for layout in LAYOUTS:
         input = torch.randint(-2, 3, shape).to(HALF).to(memory_format=layout)

@@ -1,57 +1,25 @@
 #include "conv2d_tile_products.h"
 
-#include <algorithm>
-#include <cmath>
-#include <numeric>
 #include <utility>
 
 #include "conv2d_element.cuh"
-#include "conv2d_plan.h"
+#include "conv2d_product_plan.cuh"
 #include "device.cuh"
-#include "device_limits.h"
 #include "tensor_core.cuh"
 
 // Few channels per group in 16 bits: products of result channels by pixels on tensor cores. A block keeps the
 // weights of some units of result channels in shared memory, in the order of fragments, and goes through
 // tiles of source pixels. The products sum over quads, four values that lie side by side in shared memory:
-// four channels at a tap, or, of one or two channels, neighbouring taps of a row, staged once for each. A
-// lane of a fragment takes a quad by one access. Groups of few channels share a fragment, with zero weights
-// for the channels of the others: what is not finite there is computed anew, group by group.
+// four neighbours of a row as it lies in memory (conv2d_staged_rows.cuh), which its taps meet; of groups that
+// share fragments, odd rows and data gradients, four channels at a tap, or, of one or two channels,
+// neighbouring taps of a row, staged once for each. A lane of a fragment takes a quad by one access. Groups
+// of few channels share a fragment, with zero weights for the channels of the others: what is not finite
+// there is computed anew, group by group.
 //
 // A transposed convolution of stride s is s convolutions of stride 1 for each axis, one for the positions of
 // each remainder (its phase).
 namespace d2lfast::cuda {
 namespace {
-
-constexpr int kPixelBlocks = 8, kWarpPixels = kPixelBlocks * 8;
-constexpr int kMaxWarps = kThreads / 32;
-constexpr int kResident = 2;    // blocks of 256 threads that registers allow
-constexpr int kEntry = 4;       // words of a quad: place in bytes, values, first tap, first channel
-constexpr int kFragment = 128;  // words of a fragment of weights
-
-struct TileAxis {
-  int32_t phases, results;  // results: of a phase
-  int32_t scale, distance;  // source positions from a result to the next, and from a tap to the next
-  int32_t taps, period;     // taps of a phase at most; from one of its taps to the next
-};
-
-struct ProductTiles {
-  TileAxis h, w;
-  int32_t images, rows, columns;          // results of a block's tile
-  int32_t count, slices;                  // tiles, and blocks that share them
-  int32_t units, groups_of_unit;          // units of a block
-  int32_t span, quads;                    // taps of a quad, quads of a tap
-  int32_t position, pitch, plane, group;  // words: of a source position, row, plane of positions, group
-  int32_t weights, source;                // where they begin, in words
-  int32_t second;                         // words from the first quad of a pair to the second
-  int32_t neighbours;                     // pixels of a row of results that a lane has: 4, 2 or 1
-  Divider<int32_t> unit_tiles, tiles_of_group, row_tiles, column_tiles, result_rows, result_columns;
-  Divider<int32_t> source_rows, source_columns, quads_of_group;
-  Divider<int32_t> staged;  // quads of a position, or pairs of them
-  bool by_groups;           // each unit is of groups of its own
-  bool by_pairs;            // 16 bytes of neighbouring channels are two quads
-  bool whole;               // a lane stores its channels at once (channels_last), or its neighbours (NCHW)
-};
 
 // The taps that a phase meets, by source position.
 struct PhaseTaps {
@@ -186,31 +154,48 @@ __global__ void __launch_bounds__(kThreads, kResident)
   // Of quads of neighbouring taps, 4 / span channels at each.
   const int32_t shift = tiles.span == 1 ? 2 : p.source_channels - 1, low = (1 << shift) - 1;
 
+  const int32_t beside = tiles.row_copies.beside, row_taps = down.count * tiles.row_copies.planes;
+  const int32_t row = right.count * beside;  // elements
   const int32_t spans = (right.count + tiles.span - 1) / tiles.span;
-  const int32_t quads = down.count * spans * tiles.quads, steps = (quads + 3) / 4;
+  const int32_t quads = tiles.lie ? row_taps * ((row + 3) / 4) : down.count * spans * tiles.quads;
+  const int32_t steps = (quads + 3) / 4;
   // Of the steps, those without values to ignore.
-  const int32_t full = tiles.span == 1 ? quads / 4 : down.count * (right.count / tiles.span) / 4;
+  const int32_t full = tiles.lie         ? row_taps * (row / 4) / 4
+                       : tiles.span == 1 ? quads / 4
+                                         : down.count * (right.count / tiles.span) / 4;
   for (int32_t i = thread; i < 4 * steps; i += threads) {
-    int32_t y, x, quad = 0, values;
-    if (tiles.span == 1) {
-      const int32_t tap = i / tiles.quads;
-      quad = i - tap * tiles.quads;
-      y = tap / right.count;
-      x = tap - y * right.count;
-      values = least(4, p.source_channels - 4 * quad);
+    int32_t x, y, values, place, channel;  // x, y, channel: of the first value
+    if (tiles.lie) {
+      const int32_t quad = i / row_taps;
+      channel = (i - quad * row_taps) / down.count;
+      y = i - quad * row_taps - channel * down.count;
+      values = least(4, row - 4 * quad);
+      place = channel * tiles.row_copies.plane * 4 + (y * tiles.h.distance * tiles.pitch + quad) * 2;
+      x = beside == 1 ? 4 * quad : 0;
+      channel = beside == 1 ? channel : 4 * quad;
     } else {
-      x = i / down.count;
-      y = i - x * down.count;
-      x *= tiles.span;
-      values = least(tiles.span, right.count - x) * p.source_channels;
+      int32_t quad = 0;
+      if (tiles.span == 1) {
+        const int32_t tap = i / tiles.quads;
+        quad = i - tap * tiles.quads;
+        y = tap / right.count;
+        x = tap - y * right.count;
+        values = least(4, p.source_channels - 4 * quad);
+      } else {
+        x = i / down.count;
+        y = i - x * down.count;
+        x *= tiles.span;
+        values = least(tiles.span, right.count - x) * p.source_channels;
+      }
+      channel = quad * 4;
+      place = (y * tiles.h.distance * tiles.pitch + x * tiles.w.distance) * tiles.position +
+              quad / 4 * tiles.plane + quad % 4 * 2;
     }
     const bool there = i < quads;
-    const int32_t place = (y * tiles.h.distance * tiles.pitch + x * tiles.w.distance) * tiles.position +
-                          quad / 4 * tiles.plane + quad % 4 * 2;
     words[i * kEntry] = there ? 4 * place : 0;
     words[i * kEntry + 1] = there ? values : 0;
     words[i * kEntry + 2] = (down.first + y * down.step) * p.w.kernel + right.first + x * right.step;
-    words[i * kEntry + 3] = quad * 4;
+    words[i * kEntry + 3] = channel;
   }
   __syncthreads();
 
@@ -223,7 +208,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
   int32_t of_value[4];  // from a quad's first weight
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    of_value[e] = (e >> shift) * right.step * weight_tap + (e & low) * weight_channel;
+    of_value[e] = tiles.lie ? e * (beside == 1 ? weight_tap : weight_channel)
+                            : (e >> shift) * right.step * weight_tap + (e & low) * weight_channel;
   }
   for (int32_t i = warp / sharers; i < fragments_of_step; i += warps / sharers) {
     const int32_t f = i % N, which = i / N, u = which / tiles.groups_of_unit;
@@ -256,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         lane_words.lane[half] = pair_of(value[0], value[1]);
         lane_words.lane[half + 2] = pair_of(value[2], value[3]);
       }
-      store_shared(weights + ((which * steps + step) * N + f) * kFragment + lane * 4, lane_words);
+      store_shared_words(weights + ((which * steps + step) * N + f) * kFragment + lane * 4, lane_words);
     }
   }
 
@@ -271,8 +257,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const int32_t column = take_remainder(line, tiles.result_columns);
     const int32_t row = take_remainder(line, tiles.result_rows);
     line = line * tiles.source_rows.divisor + row * tiles.h.scale;
-    mine[j] =
-        source + (own_group * tiles.group + (line * tiles.pitch + column * tiles.w.scale) * tiles.position);
+    const int32_t place = tiles.lie ? tiles.row_copies.place<4>(column, p.w.stride) : column * tiles.w.scale;
+    mine[j] = source + (own_group * tiles.group + (line * tiles.pitch + place) * tiles.position);
   }
   // The unit's first result channel of all, and where its groups end.
   const int32_t first = tiles.by_groups ? (group0 + own_group) * p.result_channels
@@ -293,9 +279,17 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const int32_t images_left =
         static_cast<int32_t>(p.batch - image0 < tiles.images ? p.batch - image0 : tiles.images);
     const T* images = static_cast<const T*>(p.source) + image0 * source_width * source_pixels;
-    const int32_t staged =
-        tiles.images * tiles.source_rows.divisor * tiles.source_columns.divisor * tiles.staged.divisor;
+    const int32_t staged = tiles.lie ? 0
+                                     : tiles.images * tiles.source_rows.divisor *
+                                           tiles.source_columns.divisor * tiles.staged.divisor;
     __syncthreads();
+    if (tiles.lie) {
+      const auto from = rows_in_memory(p, tiles.row_copies, image0, group0 * tiles.row_copies.planes,
+                                       images_left, top, left);
+      stage_rows<4>(tiles.row_copies, from, threads, [&](int32_t piece, const auto& values) {
+        store_shared_words(source + piece * 4, values);
+      });
+    }
     for (int32_t i = thread; i < staged; i += threads) {
       int32_t image = i, quad = 0;
       if constexpr (kLast) quad = take_remainder(image, tiles.staged);
@@ -420,149 +414,10 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
-TileAxis tile_axis(const Conv2dAxis& axis, bool transposed) {
-  if (!transposed) return {1, axis.result, axis.stride, axis.dilation, axis.kernel, 1};
-  const int32_t common = std::gcd(axis.stride, axis.dilation), period = axis.stride / common;
-  const int32_t results = (axis.result - 1) / axis.stride + 1;
-  return {axis.stride, results, 1, axis.dilation / common, (axis.kernel - 1) / period + 1, period};
-}
-
-int64_t extent(const TileAxis& axis, int64_t results, int64_t taps) {
-  return (results - 1) * axis.scale + (taps - 1) * axis.distance + 1;
-}
-
-struct Plan {
-  ProductTiles tiles{};
-  int64_t blocks = 0, bytes = 0;
-  unsigned threads = 0;
-};
-
-// The tile of the fewest cycles, computed from sm_90's instructions; no blocks: none fits.
-template <int N>
-Plan search_plan(const Conv2dDirectParams& p) {
-  const DeviceLimits limits = device_limits();
-  // Two blocks of a multiprocessor at least.
-  const int64_t most_bytes = std::min<int64_t>(limits.shared_bytes, 110 * 1024);
-  ProductTiles t{};
-  t.h = tile_axis(p.h, p.transposed);
-  t.w = tile_axis(p.w, p.transposed);
-  t.span = p.source_channels == 1 ? 4 : p.source_channels == 2 ? 2 : 1;
-  t.quads = (p.source_channels + 3) / 4;
-  t.position = 2 * std::min(t.quads, 4);
-  t.by_groups = p.result_channels <= 16 * N && p.groups > 1;
-  t.groups_of_unit = N == 1 && t.by_groups ? 16 / p.result_channels : 1;
-  const int32_t units_of_group = (p.result_channels + 16 * N - 1) / (16 * N);
-  const int32_t units_there = t.by_groups ? (p.groups - 1) / t.groups_of_unit + 1 : units_of_group;
-  const int64_t spans = (t.w.taps + t.span - 1) / t.span;
-  const int64_t steps = (t.h.taps * spans * t.quads + 3) / 4;
-  const int64_t planes = (t.quads + 3) / 4;
-  // The two quads of a vector belong to a group, or to a group each.
-  const bool vectors = p.channels_last && p.source_channels % 4 == 0 && (t.quads % 2 == 0 || t.quads == 1) &&
-                       aligned(p.source, 16) && int64_t{p.groups} * p.source_channels % 8 == 0;
-  const int64_t image = p.groups * std::max(int64_t{p.source_channels} * p.h.source * p.w.source,
-                                            int64_t{p.result_channels} * p.h.result * p.w.result);
-  Plan best;
-  double least_cost = INFINITY;
-  const auto consider = [&](int32_t warps, int64_t columns, int64_t rows) {
-    const int64_t pixels = int64_t{warps} / t.units * kWarpPixels;
-    const bool whole_image = rows == t.h.results && columns == t.w.results;
-    const int64_t images =
-        whole_image ? std::clamp<int64_t>(std::min(pixels / (rows * columns), INT32_MAX / image), 1, p.batch)
-                    : 1;
-    const int64_t groups = t.by_groups ? int64_t{t.units} * t.groups_of_unit : 1;
-    const int64_t source_rows = extent(t.h, rows, t.h.taps);
-    const int64_t source_columns = extent(t.w, columns, (spans - 1) * t.span + 1);
-    // Rows of neighbouring taps begin in different banks.
-    const int64_t pitch = t.span > 1 ? up(source_columns + 12, 16) - 12 : source_columns;
-    const int64_t plane = images * source_rows * pitch * t.position;
-    const int64_t fragments = int64_t{t.units} * t.groups_of_unit * steps * N;
-    const int64_t bytes = (steps * 4 * kEntry + fragments * kFragment + groups * planes * plane) * 4;
-    if (bytes > most_bytes) return;
-    const int64_t row_tiles = (t.h.results + rows - 1) / rows,
-                  column_tiles = (t.w.results + columns - 1) / columns;
-    const int64_t count = (p.batch + images - 1) / images * row_tiles * column_tiles;
-    const int64_t tiles_of_group = t.by_groups ? 1 : (units_of_group + t.units - 1) / t.units;
-    const int64_t unit_tiles =
-        t.by_groups ? (units_there + t.units - 1) / t.units : p.groups * tiles_of_group;
-    const int64_t sharers = unit_tiles * t.h.phases * t.w.phases;  // blocks of a slice
-    const int64_t resident =
-        std::min<int64_t>({228 * 1024 / (bytes + 1024), 2048 / (32 * warps), kResident * kMaxWarps / warps});
-    const int64_t most_slices = std::clamp<int64_t>(limits.processors * resident / sharers, 1, count);
-    const int64_t turns = (count + most_slices - 1) / most_slices, slices = (count + turns - 1) / turns;
-    if (sharers > INT32_MAX / slices || count > INT32_MAX / 2) return;
-    const bool by_pairs = vectors && groups * p.source_channels % 8 == 0;
-    const double step = std::max({16.0 * N, 4.0 * (4 + N) + 1, (9 * N + 20) / 2.8});
-    const double main = warps * (t.groups_of_unit * steps * step + 60 + 40 * N);
-    // Pieces of a pixel shorter than a sector of 32 bytes are read in vain.
-    const int64_t piece = p.channels_last && p.groups > 1 ? groups * p.source_channels * 2 : 64;
-    const double staging = double(images * source_rows * source_columns) * groups * t.quads *
-                           (by_pairs ? 20 : 50) *
-                           (piece < 32   ? 2.5
-                            : piece < 64 ? 1.3
-                                         : 1.0) /
-                           90;
-    const double weights = double(fragments) * (24 + 32.0 / steps) + 400;
-    const double of_block = weights + turns * (main + staging + 300);
-    const double blocks = double(sharers) * slices;
-    const double cost = std::ceil(blocks / limits.processors) * of_block * (1 + 4.0 / (resident * warps));
-    if (cost >= least_cost) return;
-    least_cost = cost;
-    best.tiles = t;
-    ProductTiles& b = best.tiles;
-    b.images = static_cast<int32_t>(images);
-    b.rows = static_cast<int32_t>(rows);
-    b.columns = static_cast<int32_t>(columns);
-    b.count = static_cast<int32_t>(count);
-    b.slices = static_cast<int32_t>(slices);
-    b.pitch = static_cast<int32_t>(pitch);
-    b.plane = static_cast<int32_t>(plane);
-    b.group = static_cast<int32_t>(planes * plane);
-    b.weights = static_cast<int32_t>(steps * 4 * kEntry);
-    b.source = static_cast<int32_t>(b.weights + fragments * kFragment);
-    b.unit_tiles = Divider<int32_t>(unit_tiles);
-    b.tiles_of_group = Divider<int32_t>(tiles_of_group);
-    b.row_tiles = Divider<int32_t>(row_tiles);
-    b.column_tiles = Divider<int32_t>(column_tiles);
-    b.result_rows = Divider<int32_t>(rows);
-    b.result_columns = Divider<int32_t>(columns);
-    b.source_rows = Divider<int32_t>(source_rows);
-    b.source_columns = Divider<int32_t>(source_columns);
-    b.staged = Divider<int32_t>(groups * t.quads / (by_pairs ? 2 : 1));
-    b.quads_of_group = Divider<int32_t>(t.quads);
-    b.by_pairs = by_pairs;
-    const int64_t size = int64_t{p.groups} * p.result_channels;
-    const int64_t run = t.by_groups ? int64_t{t.groups_of_unit} * p.result_channels : p.result_channels;
-    const int64_t common = t.w.phases > 1 ? 1 : std::gcd(columns, int64_t{p.w.result});
-    // Fours of pixels of more channels would meet in the same banks.
-    const bool fours = !p.channels_last || t.position <= 4;
-    b.neighbours = common % 4 == 0 && fours ? 4 : common % 2 == 0 ? 2 : 1;
-    b.second = t.quads == 1 ? b.group : 2;
-    const int32_t stored = p.channels_last ? 2 * N : b.neighbours;
-    b.whole = (p.channels_last ? size % stored == 0 && run % stored == 0 : stored > 1) &&
-              aligned(p.result, 2 * stored) && aligned(p.residual, 2 * stored);
-    best.blocks = sharers * slices;
-    best.bytes = bytes;
-    best.threads = static_cast<unsigned>(32 * warps);
-  };
-  for (t.units = 1; t.units <= kMaxWarps && (t.units == 1 || t.units / 2 < units_there); t.units *= 2) {
-    for (int32_t warps = std::max(t.units, 2); warps <= kMaxWarps; warps *= 2) {
-      const int64_t pixels = int64_t{warps} / t.units * kWarpPixels;
-      for (int64_t across = 1; across <= 8; ++across) {
-        const int64_t columns = (t.w.results + across - 1) / across;
-        if (columns > pixels) continue;
-        const int64_t most = std::min<int64_t>(pixels / columns, t.h.results);
-        const int64_t turns = (t.h.results + most - 1) / most;
-        consider(warps, columns, (t.h.results + turns - 1) / turns);
-      }
-    }
-  }
-  return best;
-}
-
 template <typename T, int N>
 bool launch_units(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t& error) {
   const Conv2dPlanKey key = conv2d_plan_key(p, p.transposed, p.source, p.result, p.residual);
-  const Plan plan = kept_plan(key, [&] { return search_plan<N>(p); });
+  const ProductPlan plan = kept_plan(key, [&] { return search_plan<N>(p); });
   if (plan.blocks == 0) return false;
   const LaunchShape shape{
       {static_cast<unsigned>(plan.blocks)}, plan.threads, static_cast<size_t>(plan.bytes)};

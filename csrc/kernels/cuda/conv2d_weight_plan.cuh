@@ -1,19 +1,18 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <numeric>
 
 #include "conv2d_element.cuh"
 #include "conv2d_plan.h"
+#include "conv2d_staged_rows.cuh"
 #include "device.cuh"
 #include "device_limits.h"
 
 // How a weight gradient is cut into the tiles, units and blocks of conv2d_weight_products.cu.
 namespace d2lfast::cuda {
 
-constexpr int kPiece = 8, kStep = 16;  // channels of 16 bytes; pixels of a product
+constexpr int kStep = 16;  // pixels of a product
 constexpr int kWarps = kThreads / 32;
 constexpr int kResident = 2;  // blocks that registers and shared memory allow
 constexpr int kEntry = 4;     // words for a channel of a unit: distance, columns of its tap, source channel
@@ -22,9 +21,8 @@ constexpr int kEntry = 4;     // words for a channel of a unit: distance, column
 // neighbours of a row.
 enum class Staging : int32_t { kVectors, kPairs, kSingle, kRows };
 
-// What 8 columns are: channels of a tap; of the taps of a row, gathered from them; or 8 neighbours in memory
-// of the elements of a row that the taps meet, of all channels or of one. Of such a row there are copies, in
-// one of which they begin at 16 bytes, whatever the pixel.
+// What 8 columns are: channels of a tap; of the taps of a row, gathered from them; or elements of a row that
+// its taps meet.
 enum class Columns { kChannels, kTaps, kRows };
 
 struct WeightTiles {
@@ -38,18 +36,16 @@ struct WeightTiles {
   int32_t pieces, blocks, chunk_blocks;  // of a unit: pieces of source, 8 columns each; of a chunk
   int32_t pitch, phase, lead;            // pixels: of a source row, of a remainder by stride, before it
   int32_t gradient_plane, source_plane;  // pixels of a piece, or pieces of all copies of rows
-  int32_t planes, copy;                  // of rows: of a unit, pieces of a copy
   int32_t buffers, buffer;               // of tiles: two, of which one is filled meanwhile, or one; elements
   int32_t gradient, pixels, entries;     // where they begin, in elements, and words
   Divider<int32_t> chunk_tiles, unit_tiles, tiles_of_group, row_tiles, column_tiles;
   Divider<int32_t> result_rows, result_columns, source_rows, source_columns;
   Divider<int32_t> plane, gradient_threads, source_threads;  // threads of a piece
-  Divider<int32_t> source_lines, gradient_items, gradient_pieces, source_pieces, pieces_of_unit,
-      blocks_of_chunk;
-  Divider<int32_t> shift;       // elements from a copy of rows to the next
+  Divider<int32_t> gradient_items, gradient_pieces, source_pieces, pieces_of_unit, blocks_of_chunk;
   Divider<int32_t> row_pieces;  // of the taps of a row; 1 of other columns
   Divider<int32_t> stride, kernel_h, kernel_w, source_channels, result_channels, results_of_unit;
   Divider<int32_t> sources_of_unit;
+  StagedRows row_copies;
   Staging gradient_staging, source_staging;
   bool by_groups;   // units are of groups of their own
   bool whole_rows;  // of results: the pixels that are there are the first
@@ -104,11 +100,8 @@ WeightPlan search_plan(const Conv2dWeightParams& p) {
                                p.result_channels * groups_of_unit % kPiece == 0;
   const bool vector_source =
       p.channels_last && all_sources % kPiece == 0 && aligned(p.source, 16) && t.unit_sources % kPiece == 0;
-  // Elements of a row that are a pixel's, and from a result's first tap to the next result's.
   const int32_t beside = p.channels_last ? p.source_channels : 1;
   const int64_t row_step = int64_t{p.w.stride} * beside, shift = std::gcd(row_step, int64_t{kPiece});
-  const bool rows_lie = !t.by_groups && (!p.channels_last || p.groups == 1) && p.w.dilation == 1 &&
-                        shift < kPiece && int64_t{p.w.source} * beside % 2 == 0 && aligned(p.source, 4);
   const int64_t image =
       std::max(all_sources * p.h.source * p.w.source, all_results * p.h.result * p.w.result);
   WeightPlan best;
@@ -207,9 +200,16 @@ WeightPlan search_plan(const Conv2dWeightParams& p) {
     b.pitch = static_cast<int32_t>(pitch);
     b.phase = static_cast<int32_t>(phase);
     b.lead = static_cast<int32_t>(lead);
-    b.planes = lie ? t.unit_sources / beside : 0;
-    b.copy = static_cast<int32_t>(copy);
-    b.shift = Divider<int32_t>(shift);
+    if (lie) {
+      b.row_copies = {beside,
+                      t.unit_sources / beside,
+                      static_cast<int32_t>(copy),
+                      static_cast<int32_t>(source_plane),
+                      Divider<int32_t>(shift),
+                      Divider<int32_t>(pitch),
+                      Divider<int32_t>(images * source_rows),
+                      Divider<int32_t>(source_rows)};
+    }
     b.gradient_plane = static_cast<int32_t>(gradient_plane);
     b.source_plane = static_cast<int32_t>(source_plane);
     b.gradient = static_cast<int32_t>((1 + source_pieces * source_plane) * kPiece);
@@ -241,7 +241,6 @@ WeightPlan search_plan(const Conv2dWeightParams& p) {
     b.source_pieces = Divider<int32_t>(source_pieces);
     b.pieces_of_unit = Divider<int32_t>(t.pieces);
     b.blocks_of_chunk = Divider<int32_t>(t.chunk_blocks);
-    b.source_lines = Divider<int32_t>(images * source_rows);
     b.row_pieces = Divider<int32_t>(row_pieces);
     b.stride = Divider<int32_t>(stride);
     b.kernel_h = Divider<int32_t>(p.h.kernel);
@@ -255,7 +254,7 @@ WeightPlan search_plan(const Conv2dWeightParams& p) {
   };
   for (const Columns of_columns : {Columns::kChannels, Columns::kTaps, Columns::kRows}) {
     if ((of_columns != Columns::kChannels && p.w.kernel == 1) ||
-        (of_columns == Columns::kRows && !rows_lie)) {
+        (of_columns == Columns::kRows && (t.by_groups || shift == kPiece || !rows_lie(p)))) {
       continue;
     }
     t.taps = of_columns == Columns::kChannels ? 1 : p.w.kernel;

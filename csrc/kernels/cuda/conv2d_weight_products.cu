@@ -114,11 +114,8 @@ __device__ inline void find_pixels(const Conv2dWeightParams& p, const WeightTile
         image < tiles.images &&
         (tiles.whole_rows || (tile.row + row < p.h.result && tile.column + column < p.w.result));
     const int32_t line = image * tiles.source_rows.divisor + row * p.h.stride;
-    int32_t place = column;
-    if (tiles.source_staging == Staging::kRows) {
-      const int32_t element = column * p.w.stride * tiles.next_tap;
-      place = element / kPiece + tiles.shift.divide(element % kPiece) * tiles.copy;
-    }
+    const int32_t place =
+        tiles.source_staging == Staging::kRows ? tiles.row_copies.place<kPiece>(column, p.w.stride) : column;
     pixels[i] = inside ? (line * tiles.pitch + place) * kPiece : -1;
   }
 }
@@ -230,53 +227,6 @@ __device__ __forceinline__ void stage_source(const Conv2dWeightParams& p, const 
   }
 }
 
-// A thread's 8 elements of a row become a piece of each copy; a copy begins kShift elements after the one
-// before.
-template <int kShift, typename T>
-__device__ __forceinline__ void stage_rows(const Conv2dWeightParams& p, const WeightTiles& tiles,
-                                           const WeightPlace& place, const WeightTile& tile,
-                                           SharedPointer<T> to) {
-  constexpr int kCopies = kPiece / kShift, kWords = kPiece - kShift / 2;
-  const int32_t words = p.w.source * tiles.next_tap >> 1, plane = p.h.source * words;
-  const int32_t planes = p.channels_last ? 1 : p.groups * p.source_channels;  // of an image
-  const uint32_t* images = static_cast<const uint32_t*>(p.source) +
-                           (tile.image * planes + place.source) * static_cast<int64_t>(plane);
-  const int32_t top = tile.row * p.h.stride - p.h.pad;
-  const int32_t left = (tile.column * p.w.stride - p.w.pad) * tiles.next_tap;
-  const int32_t own = tiles.images * tiles.source_rows.divisor * tiles.pitch * tiles.planes;
-  const uint32_t even_or_odd = left % 2 == 0 ? 0x3210 : 0x5432;
-  for (int32_t i = threadIdx.x; i < own; i += kThreads) {
-    int32_t channel = i;
-    const int32_t piece = take_remainder(channel, tiles.source_columns);
-    const int32_t line = take_remainder(channel, tiles.source_lines);
-    int32_t y = line, image = 0;
-    if (tiles.images > 1) {
-      image = line;
-      y = take_remainder(image, tiles.source_rows);
-    }
-    const int32_t h = top + y, first = (left >> 1) + piece * (kPiece / 2);
-    const bool inside = is_below(h, p.h.source) && image < tile.images;
-    const uint32_t* from = images + ((image * planes + channel) * plane + h * words + first);
-    uint32_t word[kWords + 1];
-#pragma unroll
-    for (int n = 0; n <= kWords; ++n) word[n] = inside && is_below(first + n, words) ? from[n] : 0;
-#pragma unroll
-    for (int n = 0; n < kWords; ++n) word[n] = permuted_bytes(word[n], word[n + 1], even_or_odd);
-    auto target = to + (channel * tiles.source_plane + line * tiles.pitch + piece) * kPiece;
-#pragma unroll
-    for (int copy = 0; copy < kCopies; ++copy) {
-      Vector<uint32_t, 4> staged;
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const int m = copy * kShift / 2 + n;
-        staged.lane[n] = copy * kShift % 2 == 0 ? word[m] : permuted_bytes(word[m], word[m + 1], 0x5432);
-      }
-      store_shared_words(target, staged);
-      target = target + tiles.copy * kPiece;
-    }
-  }
-}
-
 // A warp has 16 kUnits result channels by 8 kBlocks columns: taps and source channels.
 template <typename T, int kUnits, int kBlocks>
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -365,16 +315,11 @@ __global__ void __launch_bounds__(kThreads, kResident)
       } else if (tiles.source_staging == Staging::kPairs) {
         stage_source<Staging::kPairs, T>(p, tiles, place, tile, to_source, entries);
       } else if (tiles.source_staging == Staging::kRows) {
-        switch (tiles.shift.divisor) {
-          case 1:
-            stage_rows<1>(p, tiles, place, tile, to_source);
-            break;
-          case 2:
-            stage_rows<2>(p, tiles, place, tile, to_source);
-            break;
-          default:
-            stage_rows<4>(p, tiles, place, tile, to_source);
-        }
+        const auto from = rows_in_memory(p, tiles.row_copies, tile.image, place.source, tile.images,
+                                         tile.row * p.h.stride - p.h.pad, tile.column * p.w.stride - p.w.pad);
+        stage_rows<kPiece>(tiles.row_copies, from, kThreads, [&](int32_t piece, const auto& values) {
+          store_shared_words(to_source + piece * kPiece, values);
+        });
       } else {
         stage_source<Staging::kSingle, T>(p, tiles, place, tile, to_source, entries);
       }

@@ -50,10 +50,13 @@ __device__ __forceinline__ void store_shared(T* address, const Vector<T, V>& val
   store(address, value);
 }
 
-// 16 bytes, as words, of elements that are shorter: nvcc would take vectors of these apart.
+// 16 bytes from words in registers, of these or of shorter elements: nvcc would store each word by itself.
 template <typename T>
 __device__ __forceinline__ void store_shared_words(T* address, const Vector<uint32_t, 4>& words) {
-  store(reinterpret_cast<uint32_t*>(address), words);
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(address));
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "r"(words.lane[0]), "r"(words.lane[1]),
+               "r"(words.lane[2]), "r"(words.lane[3])
+               : "memory");
 }
 
 constexpr unsigned kFullWarp = 0xffffffffu;

@@ -1,0 +1,115 @@
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <numeric>
+
+#include "conv2d_element.cuh"
+#include "device.cuh"
+
+// Rows of a source with 16-bit elements in shared memory, as they lie in memory: in NCHW of one channel, in
+// channels_last of all. What the taps of a row meet are neighbours there. They are read by units of 4 or 8
+// elements, which must begin at a multiple of their size, so that there are copies of the rows, each of which
+// begins some elements after the one before: in one of them a result's first tap begins a unit.
+namespace d2lfast::cuda {
+
+constexpr int kPiece = 8;  // elements of 16 bytes
+
+struct StagedRows {
+  int32_t beside, planes;                // elements of a pixel in a row; planes: of the source's channels
+  int32_t copy, plane;                   // pieces of a copy, and of a plane's copies
+  Divider<int32_t> shift;                // elements from a copy to the next
+  Divider<int32_t> pieces, lines, rows;  // pieces of a row, rows of a plane, of these those of an image
+
+  // Of the first tap of a result, `column` results from the first: in units.
+  template <int kUnit>
+  __device__ int32_t place(int32_t column, int32_t stride) const {
+    const int32_t element = column * stride * beside;
+    return element / kUnit + shift.divide(element % kUnit) * copy * (kPiece / kUnit);
+  }
+};
+
+// Whether the taps of a row are neighbours, in rows that are whole words.
+template <typename Params>
+bool rows_lie(const Params& p) {
+  const int64_t beside = p.channels_last ? p.source_channels : 1;
+  return (!p.channels_last || p.groups == 1) && p.w.dilation == 1 && p.w.source * beside % 2 == 0 &&
+         aligned(p.source, 4);
+}
+
+// The rows of a tile as they are in memory, from its first image and plane on.
+struct RowsInMemory {
+  const uint32_t* first;
+  int32_t height, words, planes;  // planes: of an image
+  int32_t images, top, left;      // images that there are; row and element of the first staged ones
+};
+
+// Of `images` images from this one on, of each the planes from this one on.
+template <typename Params>
+__device__ RowsInMemory rows_in_memory(const Params& p, const StagedRows& rows, int64_t image, int32_t plane,
+                                       int32_t images, int32_t top, int32_t left) {
+  const int32_t words = p.w.source * rows.beside / 2, planes = p.groups * p.source_channels / rows.beside;
+  const int64_t before = (image * planes + plane) * p.h.source * words;
+  return {static_cast<const uint32_t*>(p.source) + before,
+          p.h.source,
+          words,
+          planes,
+          images,
+          top,
+          left * rows.beside};
+}
+
+// Calls with each piece and its place, in pieces.
+template <int kCopies, int kShift, typename Store>
+__device__ __forceinline__ void stage_copies(const StagedRows& rows, const RowsInMemory& from,
+                                             int32_t threads, Store&& store) {
+  constexpr int kWords = (kPiece + (kCopies - 1) * kShift + 1) / 2;
+  const int32_t count = rows.planes * rows.lines.divisor * rows.pieces.divisor;
+  const uint32_t even_or_odd = from.left % 2 == 0 ? 0x3210 : 0x5432;
+  for (int32_t i = threadIdx.x; i < count; i += threads) {
+    int32_t plane = i;
+    const int32_t piece = take_remainder(plane, rows.pieces);
+    const int32_t line = take_remainder(plane, rows.lines);
+    int32_t y = line, image = 0;
+    if (rows.lines.divisor != rows.rows.divisor) {
+      image = line;
+      y = take_remainder(image, rows.rows);
+    }
+    const int32_t h = from.top + y, w = (from.left >> 1) + piece * (kPiece / 2);
+    const bool inside = is_below(h, from.height) && image < from.images;
+    const uint32_t* words =
+        from.first + ((image * from.planes + plane) * from.height * from.words + h * from.words + w);
+    uint32_t word[kWords + 1];
+#pragma unroll
+    for (int n = 0; n <= kWords; ++n) word[n] = inside && is_below(w + n, from.words) ? words[n] : 0;
+#pragma unroll
+    for (int n = 0; n < kWords; ++n) word[n] = permuted_bytes(word[n], word[n + 1], even_or_odd);
+    int32_t to = plane * rows.plane + line * rows.pieces.divisor + piece;
+#pragma unroll
+    for (int copy = 0; copy < kCopies; ++copy) {
+      Vector<uint32_t, 4> staged;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const int m = copy * kShift / 2 + n;
+        staged.lane[n] = copy * kShift % 2 == 0 ? word[m] : permuted_bytes(word[m], word[m + 1], 0x5432);
+      }
+      store(to, staged);
+      to += rows.copy;
+    }
+  }
+}
+
+template <int kUnit, typename Store>
+__device__ __forceinline__ void stage_rows(const StagedRows& rows, const RowsInMemory& from, int32_t threads,
+                                           Store&& store) {
+  switch (rows.shift.divisor) {
+    case 1:
+      return stage_copies<kUnit, 1>(rows, from, threads, store);
+    case 2:
+      return stage_copies<kUnit / 2, 2>(rows, from, threads, store);
+    default:
+      return stage_copies<kUnit / 4, 4>(rows, from, threads, store);
+  }
+}
+
+}  // namespace d2lfast::cuda

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <bit>
 #include <cstdint>
-#include <numeric>
 
 #include "conv2d_element.cuh"
 #include "device.cuh"

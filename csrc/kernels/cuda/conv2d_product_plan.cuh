@@ -99,9 +99,11 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
   t.groups_of_unit = N == 1 && t.by_groups ? 16 / p.result_channels : 1;
   const int32_t units_of_group = (p.result_channels + 16 * N - 1) / (16 * N);
   const int32_t units_there = t.by_groups ? (p.groups - 1) / t.groups_of_unit + 1 : units_of_group;
-  const int32_t beside = p.channels_last ? p.source_channels : 1, row_planes = p.source_channels / beside;
-  const int64_t row_step = int64_t{p.w.stride} * beside, shift = std::gcd(row_step, int64_t{4});
-  const int64_t copies = 4 / shift;
+  const RowUnits in_rows(p, 4);
+  // Of neighbouring channels, whose two quads belong to a group, or to a group each.
+  const int32_t quads = (p.source_channels + 3) / 4;
+  const bool vectors = p.channels_last && p.source_channels % 4 == 0 && (quads % 2 == 0 || quads == 1) &&
+                       aligned(p.source, 16) && int64_t{p.groups} * p.source_channels % 8 == 0;
   int64_t spans = 0, steps = 0;  // spans: quads of a row's taps
   const int64_t image = p.groups * std::max(int64_t{p.source_channels} * p.h.source * p.w.source,
                                             int64_t{p.result_channels} * p.h.result * p.w.result);
@@ -122,13 +124,13 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     const int32_t neighbours = common % 4 == 0 && fours ? 4 : common % 2 == 0 ? 2 : 1;
     // Rows of neighbouring taps begin in different banks.
     int64_t pitch = t.span > 1 ? up(source_columns + 12, 16) - 12 : source_columns;
-    int64_t row = ((columns - 1) * row_step / 4 + spans + 1) / 2, copy = 0;
+    int64_t row = ((columns - 1) * in_rows.step / 4 + spans + 1) / 2, copy = 0;
     if (t.lie) {
-      spread_rows(row, copy, images * source_rows, row_step, shift, neighbours);
+      spread_rows(row, copy, images * source_rows, in_rows.step, in_rows.shift, neighbours);
       pitch = 2 * row;
     }
-    const int64_t plane = t.lie ? copies * copy * 4 : images * source_rows * pitch * t.position;
-    const int64_t planes = t.lie ? row_planes : (t.quads + 3) / 4;
+    const int64_t plane = t.lie ? in_rows.copies * copy * 4 : images * source_rows * pitch * t.position;
+    const int64_t planes = t.lie ? in_rows.planes : (t.quads + 3) / 4;
     const int64_t fragments = int64_t{t.units} * t.groups_of_unit * steps * N;
     const int64_t bytes = (steps * 4 * kEntry + fragments * kFragment + groups * planes * plane) * 4;
     if (bytes > most_bytes) return;
@@ -144,22 +146,18 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     const int64_t most_slices = std::clamp<int64_t>(limits.processors * resident / sharers, 1, count);
     const int64_t turns = (count + most_slices - 1) / most_slices, slices = (count + turns - 1) / turns;
     if (sharers > INT32_MAX / slices || count > INT32_MAX / 2) return;
-    // The two quads of a vector belong to a group, or to a group each.
-    const bool by_pairs = p.channels_last && p.source_channels % 4 == 0 &&
-                          (t.quads % 2 == 0 || t.quads == 1) && aligned(p.source, 16) &&
-                          int64_t{p.groups} * p.source_channels % 8 == 0 &&
-                          groups * p.source_channels % 8 == 0;
+    const bool by_pairs = !t.lie && vectors && groups * p.source_channels % 8 == 0;
     const double step = std::max({16.0 * N, 4.0 * (4 + N) + 1, (9 * N + 20) / 2.8});
     const double main = warps * (t.groups_of_unit * steps * step + 60 + 40 * N);
     // Pieces of a pixel shorter than a sector of 32 bytes are read in vain.
     const int64_t piece = p.channels_last && p.groups > 1 ? groups * p.source_channels * 2 : 64;
-    const double staging = t.lie ? double(images * source_rows * row) * row_planes * (60 + 6 * copies) / 90
-                                 : double(images * source_rows * source_columns) * groups * t.quads *
-                                       (by_pairs ? 20 : 50) *
-                                       (piece < 32   ? 2.5
-                                        : piece < 64 ? 1.3
-                                                     : 1.0) /
-                                       90;
+    const double staging =
+        t.lie ? double(images * source_rows * row) * in_rows.planes * (60 + 6 * in_rows.copies) / 90
+              : double(images * source_rows * source_columns) * groups * t.quads * (by_pairs ? 20 : 50) *
+                    (piece < 32   ? 2.5
+                     : piece < 64 ? 1.3
+                                  : 1.0) /
+                    90;
     const double weights = double(fragments) * (24 + 32.0 / steps) + 400;
     const double of_block = weights + turns * (main + staging + 300);
     const double blocks = double(sharers) * slices;
@@ -188,16 +186,7 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     b.source_columns = Divider<int32_t>(source_columns);
     b.staged = Divider<int32_t>(groups * t.quads / (by_pairs ? 2 : 1));
     b.quads_of_group = Divider<int32_t>(t.quads);
-    if (t.lie) {
-      b.row_copies = {beside,
-                      row_planes,
-                      static_cast<int32_t>(copy),
-                      static_cast<int32_t>(copies * copy),
-                      Divider<int32_t>(shift),
-                      Divider<int32_t>(row),
-                      Divider<int32_t>(images * source_rows),
-                      Divider<int32_t>(source_rows)};
-    }
+    if (t.lie) b.row_copies = in_rows.staged(copy, row, images, source_rows);
     b.by_pairs = by_pairs;
     const int64_t size = int64_t{p.groups} * p.result_channels;
     const int64_t run = t.by_groups ? int64_t{t.groups_of_unit} * p.result_channels : p.result_channels;
@@ -211,13 +200,13 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     best.threads = static_cast<unsigned>(32 * warps);
   };
   for (const bool lie : {false, true}) {
-    if (lie && (p.transposed || t.by_groups || !rows_lie(p))) continue;
+    if (lie && (p.transposed || t.by_groups || !in_rows.lie)) continue;
     t.lie = lie;
     t.span = lie || p.source_channels > 2 ? 1 : 4 / p.source_channels;
-    t.quads = lie ? 1 : (p.source_channels + 3) / 4;
+    t.quads = lie ? 1 : quads;
     t.position = 2 * std::min(t.quads, 4);
-    spans = lie ? (p.w.kernel * beside + 3) / 4 : (t.w.taps + t.span - 1) / t.span;
-    steps = (t.h.taps * spans * (lie ? row_planes : t.quads) + 3) / 4;
+    spans = lie ? (p.w.kernel * in_rows.beside + 3) / 4 : (t.w.taps + t.span - 1) / t.span;
+    steps = (t.h.taps * spans * (lie ? in_rows.planes : t.quads) + 3) / 4;
     for (t.units = 1; t.units <= kMaxWarps && (t.units == 1 || t.units / 2 < units_there); t.units *= 2) {
       for (int32_t warps = std::max(t.units, 2); warps <= kMaxWarps; warps *= 2) {
         const int64_t pixels = int64_t{warps} / t.units * kWarpPixels;

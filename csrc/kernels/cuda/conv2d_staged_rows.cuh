@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 
 #include "conv2d_element.cuh"
 #include "device.cuh"
@@ -27,13 +28,33 @@ struct StagedRows {
   }
 };
 
-// Whether the taps of a row are neighbours, in rows that are whole words.
-template <typename Params>
-bool rows_lie(const Params& p) {
-  const int64_t beside = p.channels_last ? p.source_channels : 1;
-  return (!p.channels_last || p.groups == 1) && p.w.dilation == 1 && p.w.source * beside % 2 == 0 &&
-         aligned(p.source, 4);
-}
+// How the rows of a source are read by units of this many elements.
+struct RowUnits {
+  int32_t beside, planes;       // of StagedRows
+  int64_t step, shift, copies;  // elements from a result's first tap to the next one's, and between copies
+  bool lie;                     // whether the taps of a row are neighbours, in rows that are whole words
+
+  template <typename Params>
+  RowUnits(const Params& p, int64_t unit)
+      : beside(p.channels_last ? p.source_channels : 1),
+        planes(p.source_channels / beside),
+        step(int64_t{p.w.stride} * beside),
+        shift(std::gcd(step, unit)),
+        copies(unit / shift),
+        lie((!p.channels_last || p.groups == 1) && p.w.dilation == 1 &&
+            int64_t{p.w.source} * beside % 2 == 0 && aligned(p.source, 4)) {}
+
+  StagedRows staged(int64_t copy, int64_t pieces, int64_t images, int64_t rows) const {
+    return {beside,
+            planes,
+            static_cast<int32_t>(copy),
+            static_cast<int32_t>(copies * copy),
+            Divider<int32_t>(shift),
+            Divider<int32_t>(pieces),
+            Divider<int32_t>(images * rows),
+            Divider<int32_t>(rows)};
+  }
+};
 
 // The rows of a tile as they are in memory, from its first image and plane on.
 struct RowsInMemory {
@@ -46,7 +67,7 @@ struct RowsInMemory {
 template <typename Params>
 __device__ RowsInMemory rows_in_memory(const Params& p, const StagedRows& rows, int64_t image, int32_t plane,
                                        int32_t images, int32_t top, int32_t left) {
-  const int32_t words = p.w.source * rows.beside / 2, planes = p.groups * p.source_channels / rows.beside;
+  const int32_t words = p.w.source * rows.beside / 2, planes = p.groups * rows.planes;
   const int64_t before = (image * planes + plane) * p.h.source * words;
   return {static_cast<const uint32_t*>(p.source) + before,
           p.h.source,

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <numeric>
 
 #include "conv2d_element.cuh"
 #include "conv2d_plan.h"
@@ -102,8 +101,7 @@ WeightPlan search_plan(const Conv2dWeightParams& p) {
                                p.result_channels * groups_of_unit % kPiece == 0;
   const bool vector_source =
       p.channels_last && all_sources % kPiece == 0 && aligned(p.source, 16) && t.unit_sources % kPiece == 0;
-  const int32_t beside = p.channels_last ? p.source_channels : 1;
-  const int64_t row_step = int64_t{p.w.stride} * beside, shift = std::gcd(row_step, int64_t{kPiece});
+  const RowUnits in_rows(p, kPiece);
   const int64_t image =
       std::max(all_sources * p.h.source * p.w.source, all_results * p.h.result * p.w.result);
   WeightPlan best;
@@ -126,17 +124,17 @@ WeightPlan search_plan(const Conv2dWeightParams& p) {
     const int64_t source_rows = (rows - 1) * p.h.stride + int64_t{p.h.kernel - 1} * p.h.dilation + 1;
     const int64_t reach = (columns - 1) * p.w.stride + int64_t{p.w.kernel - 1} * p.w.dilation + 1 + lead;
     const int64_t stride = t.taps > 1 ? 1 : p.w.stride;
-    const int64_t row_pieces = lie ? up(p.w.kernel * beside, kPiece) / kPiece : 1;
+    const int64_t row_pieces = lie ? up(p.w.kernel * in_rows.beside, kPiece) / kPiece : 1;
     const int64_t source_columns = expand ? columns
-                                   : lie  ? (columns - 1) * row_step / kPiece + row_pieces
+                                   : lie  ? (columns - 1) * in_rows.step / kPiece + row_pieces
                                           : up(reach, pair_source ? 2 : 1);
     const int64_t phase = (source_columns + stride - 1) / stride, pitch = phase * stride;
     const int64_t pixels = up(images * rows * columns, kStep), steps = pixels / kStep;
     const int64_t gradient_pieces = int64_t{t.units} * 2 * kUnits;
     const int64_t source_pieces = int64_t{t.by_groups ? t.units : 1} * t.pieces / row_pieces;
     const int64_t gradient_plane = plane_of(pixels, gradient_pieces);
-    const int64_t copies = lie ? kPiece / shift : 1, lines = images * source_rows * pitch;
-    const int64_t copy = lie ? copy_of(lines, row_step, shift) : 0;
+    const int64_t copies = lie ? in_rows.copies : 1, lines = images * source_rows * pitch;
+    const int64_t copy = lie ? copy_of(lines, in_rows.step, in_rows.shift) : 0;
     const int64_t source_plane = lie ? copies * copy : plane_of(lines, source_pieces);
     const bool gathered = !lie && (expand || !vector_source);
     const int64_t staged = (1 + source_pieces * source_plane + gradient_pieces * gradient_plane) * 16;
@@ -202,16 +200,7 @@ WeightPlan search_plan(const Conv2dWeightParams& p) {
     b.pitch = static_cast<int32_t>(pitch);
     b.phase = static_cast<int32_t>(phase);
     b.lead = static_cast<int32_t>(lead);
-    if (lie) {
-      b.row_copies = {beside,
-                      t.unit_sources / beside,
-                      static_cast<int32_t>(copy),
-                      static_cast<int32_t>(source_plane),
-                      Divider<int32_t>(shift),
-                      Divider<int32_t>(pitch),
-                      Divider<int32_t>(images * source_rows),
-                      Divider<int32_t>(source_rows)};
-    }
+    if (lie) b.row_copies = in_rows.staged(copy, pitch, images, source_rows);
     b.gradient_plane = static_cast<int32_t>(gradient_plane);
     b.source_plane = static_cast<int32_t>(source_plane);
     b.gradient = static_cast<int32_t>((1 + source_pieces * source_plane) * kPiece);
@@ -256,15 +245,15 @@ WeightPlan search_plan(const Conv2dWeightParams& p) {
   };
   for (const Columns of_columns : {Columns::kChannels, Columns::kTaps, Columns::kRows}) {
     if ((of_columns != Columns::kChannels && p.w.kernel == 1) ||
-        (of_columns == Columns::kRows && (t.by_groups || shift == kPiece || !rows_lie(p)))) {
+        (of_columns == Columns::kRows && (t.by_groups || in_rows.shift == kPiece || !in_rows.lie))) {
       continue;
     }
     t.taps = of_columns == Columns::kChannels ? 1 : p.w.kernel;
     const bool lie = of_columns == Columns::kRows;
-    t.next_tap = lie ? beside : of_columns == Columns::kTaps ? t.unit_sources : 0;
-    t.next_channel = lie && beside == 1 ? static_cast<int32_t>(up(p.w.kernel, kPiece)) : 1;
-    const int64_t row = int64_t{t.taps} * (lie ? beside : t.unit_sources);
-    t.pieces = static_cast<int32_t>(up(row, kPiece) / kPiece * (lie ? t.unit_sources / beside : 1));
+    t.next_tap = lie ? in_rows.beside : of_columns == Columns::kTaps ? t.unit_sources : 0;
+    t.next_channel = lie && in_rows.beside == 1 ? static_cast<int32_t>(up(p.w.kernel, kPiece)) : 1;
+    const int64_t row = int64_t{t.taps} * (lie ? in_rows.beside : t.unit_sources);
+    t.pieces = static_cast<int32_t>(up(row, kPiece) / kPiece * (lie ? in_rows.planes : 1));
     t.blocks = t.pieces * p.h.kernel * (p.w.kernel / t.taps);
     const int32_t chunks = (t.blocks + kBlocks - 1) / kBlocks;
     t.chunk_blocks = static_cast<int32_t>(up((t.blocks + chunks - 1) / chunks, 2));

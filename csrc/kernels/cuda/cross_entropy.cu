@@ -120,7 +120,7 @@ struct SoftmaxSum {
     sum = sum * exp_below(most - middle) + other.sum * exp_below(other.most - middle);
     most = top;
   }
-  // Over `lanes` neighbours, a power of two; the same in each of them.
+  // Over `lanes` neighbours, a power of two, into the first of them.
   __device__ void merge_lanes(int lanes) {
 #pragma unroll 1
     for (int mask = lanes / 2; mask > 0; mask /= 2) {

@@ -44,6 +44,7 @@ class Unit:
     source: Path
     target: Path
     command: list[str]
+    phase: str = "-c"
 
     def __str__(self) -> str:
         return f"{self.source.relative_to(ROOT)} -> {self.target.relative_to(ROOT)}"
@@ -103,6 +104,11 @@ def demangle(names: list[str], toolkit: Toolkit) -> list[str]:
     return names
 
 
+def has_warpgroups(source: Path) -> bool:
+    """Whether a kernel file is compiled for sm_90a too."""
+    return '#include "warpgroup.cuh"' in source.read_text()
+
+
 def kernel_units(toolkit: Toolkit) -> list[Unit]:
     """One unit per kernel file and architecture, with the flags that BuildExtension and setup.py pass."""
     flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Xptxas=-v", "-Werror=all-warnings"]
@@ -111,7 +117,7 @@ def kernel_units(toolkit: Toolkit) -> list[Unit]:
     archs = [arch for arch, since in ARCHS.items() if toolkit.version >= since]
     newest = [arch for arch in archs if arch != "sm_90a"][-1]
     for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
-        of_warpgroups = '#include "warpgroup.cuh"' in source.read_text()
+        of_warpgroups = has_warpgroups(source)
         for arch in archs:
             if arch == "sm_90a" and not of_warpgroups:
                 continue
@@ -166,7 +172,8 @@ def compile_unit(unit: Unit, facts: dict) -> tuple[bool, str]:
         return True, log
     stamp.unlink(missing_ok=True)
     depfile = unit.target.with_suffix(".d")
-    command = [*unit.command, "-MD", "-MF", str(depfile), "-c", str(unit.source), "-o", str(unit.target)]
+    files = ["-MF", str(depfile), unit.phase, str(unit.source), "-o", str(unit.target)]
+    command = [*unit.command, "-MD", *files]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     log = run.stdout + run.stderr
     if run.returncode == 0:

@@ -1,6 +1,7 @@
 """The CUDA kernels and their operators on an emulated GPU (tests/cuda/emulation): no device is needed."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -36,11 +37,30 @@ def library():
     return run.stdout.splitlines()[-1]
 
 
-def on_emulated_gpu(library, *arguments, **variables):
+@pytest.fixture(scope="session")
+def compiled(library):
+    """What runs the kernels as nvcc compiles them; as C++ where there is no nvcc."""
+    folder = Path(library).parent / "ptx"
+    return {"D2LFAST_EMULATED_PTX": str(folder)} if any(folder.glob("*.ptx")) else {}
+
+
+@pytest.fixture(params=["C++", "PTX"])
+def code(request, compiled):
+    """Both, the second as far as there is one."""
+    if request.param == "C++":
+        return {}
+    return compiled or pytest.skip("needs nvcc")
+
+
+def run_on_emulated_gpu(library, *arguments, **variables):
     """pytest, on all processors: this file takes longest, and its last tests run beside no others."""
     environment = {**os.environ, "D2LFAST_EMULATED_CUDA": library, **variables}
     command = [sys.executable, "-m", "pytest", "-n", str(os.cpu_count() or 1), *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=800, cwd=TESTS, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=800, cwd=TESTS, env=environment)
+
+
+def on_emulated_gpu(library, *arguments, **variables):
+    run = run_on_emulated_gpu(library, *arguments, **variables)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]
 
 
@@ -61,38 +81,39 @@ def operator_tests(library, family, expression="", **variables):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_operators(library, family):
-    operator_tests(library, family)
+def test_operators(library, compiled, family):
+    operator_tests(library, family, **compiled)
 
 
 @pytest.mark.parametrize("shared_bytes", ["3000", "14000"])
-def test_recurrent_layers_of_several_blocks(library, shared_bytes):
+def test_recurrent_layers_of_several_blocks(library, compiled, shared_bytes):
     """On a GPU whose blocks have so little shared memory that small layers are shared out."""
     expression = "forward_and_gradients and not large"
-    operator_tests(library, "recurrent_layer", expression, D2LFAST_EMULATED_SHARED_BYTES=shared_bytes)
+    gpu = {"D2LFAST_EMULATED_SHARED_BYTES": shared_bytes}
+    operator_tests(library, "recurrent_layer", expression, **gpu, **compiled)
 
 
-def test_random_cases(library):
-    on_emulated_gpu(library, "fuzz/test_fuzz.py", "-k", "random_cases", D2LFAST_FUZZ_CASES="30")
+def test_random_cases(library, code):
+    on_emulated_gpu(library, "fuzz/test_fuzz.py", "-k", "random_cases", D2LFAST_FUZZ_CASES="30", **code)
 
 
-def test_launches(library):
+def test_launches(library, code):
     names = ("", "_batch_norm", "_conv2d", "_conv2d_products", "_cross_entropy", "_autotune")
-    on_emulated_gpu(library, *(f"cuda/launches{name}.py" for name in names))
+    on_emulated_gpu(library, *(f"cuda/launches{name}.py" for name in names), **code)
 
 
 @pytest.mark.parametrize("capability", ["80", "90"])
-def test_tiles_of_convolutions(library, capability):
+def test_tiles_of_convolutions(library, code, capability):
     """With one multiprocessor, whose tiles are wide from a few blocks on, and with products of warpgroups."""
-    gpu = {"D2LFAST_EMULATED_PROCESSORS": "1", "D2LFAST_EMULATED_CAPABILITY": capability}
+    gpu = {"D2LFAST_EMULATED_PROCESSORS": "1", "D2LFAST_EMULATED_CAPABILITY": capability, **code}
     on_emulated_gpu(library, "cuda/launches_conv2d.py", "-k", "implicit or residual", **gpu)
     if capability == "90":
         operator_tests(library, "conv2d_implicit", **gpu)
         on_emulated_gpu(library, *FAR_END, "-k", "implicit", **gpu)
 
 
-def test_far_end(library):
-    on_emulated_gpu(library, *FAR_END)
+def test_far_end(library, code):
+    on_emulated_gpu(library, *FAR_END, **code)
 
 
 def test_far_end_of_kernels(library, tmp_path):
@@ -159,3 +180,56 @@ def test_finds_faults(tmp_path, library):
     assert said.keys() == FAULTS.keys()
     for name, part in FAULTS.items():
         assert part in said[name], (name, said[name])
+
+
+# A file, what is replaced in its kernels by what, tests that run them, and what these then say.
+MUTATIONS = {
+    "no barrier": (
+        "cross_entropy", r"\bbar\.sync\s+0;", "", "cross_entropy", "3000", "a race on shared memory",
+    ),
+    "one block": (
+        "cross_entropy", r", %ctaid\.x;", ", 0;",
+        "cross_entropy", "neighbours", "a write of global memory that races",
+    ),
+    "off its boundary": (
+        "batch_norm", r"(st\.global\.v[24]\.\w+\s+\[%rd\d+)\]", r"\1+4]",
+        "batch_norm", "several_pieces", "a misaligned access to global memory",
+    ),
+    "no wait for copies": (
+        "conv2d_implicit", r"cp\.async\.wait_group \d;", "", "conv2d", "implicit_gemm", "difference: nan",
+    ),
+    "no wait for products": (
+        "conv2d_implicit_warpgroup", r"wgmma\.wait_group\.sync\.aligned \d;", "",
+        "conv2d", "implicit_gemm and bfloat16", "difference: nan",
+    ),
+    "the same factors in each product": (
+        "conv2d_implicit_warpgroup", r"46116862933053603\d\d;", "4611686293305360384;",
+        "conv2d", "implicit_gemm and bfloat16", "Mismatched elements",
+    ),
+    "fragments in another order": (
+        "conv2d_tile_products", r"(mma\.sync\S+ \{[^}]*\}, \{)([^,]*),([^,]*),", r"\1\3,\2,",
+        "conv2d_products", "on_tensor_cores", "not equal",
+    ),
+    "an unknown operation": (
+        "cross_entropy", r"ex2\.approx", "ex3.approx", "cross_entropy", "[10", "operation ex3",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_finds_faults_of_compiled_kernels(tmp_path, library, compiled, name):
+    if not compiled:
+        pytest.skip("needs nvcc")
+    source, pattern, replacement, tests, expression, said = MUTATIONS[name]
+    for path in Path(compiled["D2LFAST_EMULATED_PTX"]).iterdir():
+        if path.suffix == ".ptx" or path.name == "symbols":
+            (tmp_path / path.name).symlink_to(path)
+    mutated = tmp_path / f"{source}.ptx"
+    text, count = re.subn(pattern, replacement, mutated.read_text())
+    assert count > 0
+    mutated.unlink()
+    mutated.write_text(text)
+    gpu = {"D2LFAST_EMULATED_PTX": str(tmp_path), "D2LFAST_EMULATED_CAPABILITY": "90"}
+    run = run_on_emulated_gpu(library, "-n", "0", "-x", f"cuda/launches_{tests}.py", "-k", expression, **gpu)
+    assert said in run.stdout, run.stdout[-3000:]
+    assert run.returncode == 1

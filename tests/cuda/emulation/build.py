@@ -1,11 +1,13 @@
 """Build the emulated GPU: d2lfast's CUDA kernels and operators as C++, registered for the CPU.
 
 Prints the library's path. Loading it replaces d2lfast's CPU operators in that process, and tensors come from
-fenced memory. What is up to date is not compiled again.
+fenced memory. Where there is an nvcc, the kernels' PTX comes to the folder `ptx` beside the library, which
+runs it if D2LFAST_EMULATED_PTX names the folder. What is up to date is not compiled again.
 """
 
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,9 +20,12 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
 OUT = ROOT / "build" / "emulation"
+PTX = OUT / "ptx"
+ARCH = os.environ.get("D2LFAST_EMULATED_ARCH", "90")  # of the PTX
 sys.path.insert(0, str(ROOT / "build_tools"))
 
 import cuda_compile  # noqa: E402
+from cuda_toolkit import NVCC_FLAGS, find_toolkit  # noqa: E402
 
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-g1"]
 FLAGS += ["-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-attributes", "-Wno-clobbered"]
@@ -31,9 +36,9 @@ TRAPS = [
     "-fsanitize-undefined-trap-on-error",
 ]
 # Accesses to memory call global_memory.cpp. The kernels that run longest in the tests, in which each result
-# is one thread's, take a third longer so: they are watched on demand.
+# is one thread's, take a third longer so: their PTX alone is watched.
 CALLS = ["-fsanitize=thread"]
-ON_DEMAND = ("conv2d_direct", "conv2d_implicit", "conv2d_tiles", "conv2d_tile_products")
+UNWATCHED = ("conv2d_direct", "conv2d_implicit", "conv2d_tiles", "conv2d_tile_products")
 
 
 def units() -> list[cuda_compile.Unit]:
@@ -43,8 +48,7 @@ def units() -> list[cuda_compile.Unit]:
     emulation = ["-I", str(HERE)]
     made = []
     for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
-        watched = source.stem not in ON_DEMAND or os.environ.get("D2LFAST_EMULATED_RACES") == "all"
-        calls = CALLS if watched else []
+        calls = [] if source.stem in UNWATCHED else CALLS
         command = [*compiler, *FLAGS, *TRAPS, *calls, "-O1", *emulation, "-x", "c++"]
         made.append(cuda_compile.Unit(source, OUT / f"{source.stem}.kernel.o", command))
     operators = [*compiler, *FLAGS, "-O0", *emulation, *torch_include, "-DD2LFAST_CUDA_KEY=CPU"]
@@ -52,23 +56,44 @@ def units() -> list[cuda_compile.Unit]:
         made.append(cuda_compile.Unit(source, OUT / f"{source.stem}.ops.o", operators))
     watch = [*compiler, *FLAGS, "-O2"]
     made.append(cuda_compile.Unit(HERE / "global_memory.cpp", OUT / "global_memory.o", watch))
+    compiled = [*compiler, *FLAGS, "-O3", "-march=native", "-ffp-contract=off", "-fwrapv", *emulation]
+    for source in sorted((HERE / "ptx").glob("*.cpp")):
+        made.append(cuda_compile.Unit(source, OUT / f"ptx_{source.stem}.o", compiled))
+    return made
+
+
+def ptx_units() -> list[cuda_compile.Unit]:
+    """Calls of nvcc with the flags of a build; none without nvcc."""
+    toolkit = find_toolkit()
+    if toolkit is None:
+        return []
+    flags = [flag for flag in (*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS) if flag != "-lineinfo"]
+    made = []
+    for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
+        of_warpgroups = ARCH == "90" and cuda_compile.has_warpgroups(source)
+        arch = ["-arch=compute_90a", "-DD2LFAST_SM90A"] if of_warpgroups else [f"-arch=compute_{ARCH}"]
+        command = [str(toolkit.nvcc), *flags, *arch]
+        made.append(cuda_compile.Unit(source, PTX / f"{source.stem}.ptx", command, "-ptx"))
     return made
 
 
 def build() -> Path:
     """The library; raises RuntimeError with the compiler's output."""
-    OUT.mkdir(parents=True, exist_ok=True)
+    PTX.mkdir(parents=True, exist_ok=True)
     facts = {"torch": torch.__version__}
-    calls = units()
+    objects = units()
+    calls = [*objects, *ptx_units()]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         results = list(pool.map(lambda unit: cuda_compile.compile_unit(unit, facts), calls))
     for unit, (compiled, log) in zip(calls, results):
         if not compiled:
             raise RuntimeError(f"{unit} failed:\n{log}")
-    library = OUT / "emulated_cuda.so"
-    objects = [str(unit.target) for unit in calls]
+    for old in set(PTX.glob("*.ptx")) - {unit.target for unit in calls}:
+        old.unlink()
+    library, symbols = OUT / "emulated_cuda.so", PTX / "symbols"
+    objects = [str(unit.target) for unit in objects]
     newest = max(os.stat(name).st_mtime_ns for name in objects)
-    if not library.exists() or library.stat().st_mtime_ns < newest:
+    if not symbols.exists() or symbols.stat().st_mtime_ns < newest:
         compiler = shlex.split(os.environ.get("CXX", "c++"))
         # Schemas and checks that all devices share are the extension's.
         extension = Path(importlib.util.find_spec("d2lfast._C").origin)
@@ -76,6 +101,9 @@ def build() -> Path:
         link += [f"-L{path}" for path in cpp_extension.library_paths()] + ["-lc10", "-ltorch_cpu"]
         link += [f"-Wl,-rpath,{path}" for path in (*cpp_extension.library_paths(), extension.parent)]
         subprocess.run(link, check=True)
+        # By which a kernel's address is its name, also in an unnamed namespace.
+        names = subprocess.run(["nm", str(library)], capture_output=True, text=True, check=True).stdout
+        symbols.write_text("\n".join(re.findall(r"^\S+ [tT] .*d2lfast4cuda.*$", names, re.MULTILINE)))
     return library
 
 

@@ -209,7 +209,11 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
     Grid::get().fail("a launch outside a device guard and its stream");
   }
   const std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
-  Grid::get().run(shape, typeid(kernel).name(), [&] { std::apply(kernel, values); });
+  std::vector<emulation::Argument> pointers;
+  std::apply([&](const auto&... value) { (pointers.push_back({&value, sizeof(value)}), ...); }, values);
+  Grid::get().run(
+      shape, typeid(kernel).name(), [&] { std::apply(kernel, values); },
+      reinterpret_cast<const void*>(kernel), pointers);
   return cudaSuccess;
 }
 

@@ -153,6 +153,7 @@ void run_global(unsigned number, const int64_t& block_now, const int64_t& grid_n
 }
 
 void read_global(const void* address, size_t bytes) { access(address, bytes, false); }
+void write_global(const void* address, size_t bytes) { access(address, bytes, true); }
 
 std::string race_on_global() { return std::move(found); }
 

@@ -18,8 +18,9 @@ void begin_global(unsigned block_threads);
 void end_global();
 void run_global(unsigned thread, const int64_t& block_epoch, const int64_t& grid_epoch);
 
-// An access of the thread that runs.
+// Accesses of the thread that runs.
 void read_global(const void* address, size_t bytes);
+void write_global(const void* address, size_t bytes);
 
 // What the first race since the last call was; empty without one.
 std::string race_on_global();

@@ -75,6 +75,15 @@ struct Launch {
   bool cooperative = false;
 };
 
+struct Argument {
+  const void* value;
+  size_t size;
+};
+
+// Runs the blocks from `least` on by what nvcc made of the kernel.
+using Compiled = void (*)(const void* kernel, const Launch& launch, int64_t least,
+                          const std::vector<Argument>& arguments);
+
 // A launch and its kernel's parameter types.
 struct Record {
   Launch launch;
@@ -88,7 +97,8 @@ class Grid {
     return grid;
   }
 
-  void run(const Launch& launch, const std::string& parameters, const std::function<void()>& body) {
+  void run(const Launch& launch, const std::string& parameters, const std::function<void()>& body,
+           const void* kernel = nullptr, const std::vector<Argument>& arguments = {}) {
     check(launch);
     if (recording) records.push_back({launch, parameters});
     if (dry) return;
@@ -100,6 +110,11 @@ class Grid {
     const int64_t together = launch.cooperative ? blocks : 1;
     const int64_t least = far && !launch.cooperative && blocks > kFarBlocks ? blocks - 1 : 0;
     try {
+      if (compiled != nullptr && kernel != nullptr) {
+        compiled(kernel, launch, least, arguments);
+        running_ = false;
+        return end_global();
+      }
       // From the last block to the first: no result may depend on the order.
       for (int64_t end = blocks; end > least; end -= together) {
         run_blocks(end - together, end, static_cast<unsigned>(end - together - least), body);
@@ -150,6 +165,7 @@ class Grid {
   bool far = false;                     // of launches of many blocks only the last runs
   bool guarded = false;                 // launches go to the stream of a device guard
   std::vector<Record> records;
+  Compiled compiled = nullptr;
 
  private:
   static void check(const Launch& l) {

@@ -1,0 +1,109 @@
+#pragma once
+
+#include <array>
+#include <cstring>
+#include <stdexcept>
+
+#include "../global_memory.h"
+#include "../grid.h"
+#include "program.h"
+
+namespace emulation::ptx {
+
+// Of a byte of shared memory, since the block's last barrier; -2: several threads.
+struct Byte {
+  uint32_t written_at = 0, read_at = 0;
+  int16_t writer = -1, reader = -1;
+};
+
+struct Block {
+  std::vector<unsigned char> shared;
+  std::vector<Byte> bytes;
+  int64_t epoch = 1;
+};
+
+struct GridState {
+  int64_t epoch = 0;
+  unsigned arrivals = 0;  // of blocks at the grid's barriers
+};
+
+struct Copy {
+  uint32_t to;
+  uint64_t from;
+  int lane, bytes, valid;
+};
+
+// Of a product of a warpgroup, this warp's rows.
+struct Product {
+  const Instruction* instruction;
+  uint64_t left, right;
+};
+
+struct Warp {
+  std::vector<unsigned char> file;
+  const unsigned char* parameters = nullptr;
+  Block* block = nullptr;
+  GridState* grid = nullptr;
+  int number = 0;             // in its block
+  unsigned first_thread = 0;  // in the launch
+  uint32_t live = 0, waiting = 0;
+  std::array<int32_t, kLanes> pc{};
+  std::vector<std::vector<Copy>> copies;       // by groups, the open one last
+  std::vector<std::vector<Product>> products;  // likewise
+  // Of products, by the first register, with the first product into them.
+  std::map<int32_t, std::pair<const Instruction*, std::vector<float>>> sums;
+
+  template <typename T>
+  T* at(int32_t offset) {
+    return reinterpret_cast<T*>(file.data() + offset);
+  }
+  uint32_t& predicate(int32_t offset) { return *at<uint32_t>(offset); }
+  uint64_t integer(int32_t offset, int width, int lane) {
+    return width == 8 ? at<uint64_t>(offset)[lane] : at<uint32_t>(offset)[lane];
+  }
+
+  // Memory that the lane accesses, after checks of the access.
+  unsigned char* global(uint64_t address, int size, int lane, bool write) {
+    if (address % size != 0) throw std::runtime_error("a misaligned access to global memory");
+    auto* place = reinterpret_cast<unsigned char*>(address);
+    run_global(first_thread + lane, block->epoch, grid->epoch);
+    write ? write_global(place, size) : read_global(place, size);
+    return place;
+  }
+
+  unsigned char* shared(uint64_t address, int size, int lane, bool write) {
+    if (address % size != 0) throw std::runtime_error("a misaligned access to shared memory");
+    if (address + size > block->shared.size()) throw std::runtime_error("an access outside shared memory");
+    const auto thread = static_cast<int16_t>(number * kLanes + lane);
+    const auto now = static_cast<uint32_t>(block->epoch);
+    for (Byte* byte = &block->bytes[address]; byte < &block->bytes[address] + size; ++byte) {
+      const bool after_write = byte->written_at == now && byte->writer != thread;
+      const bool after_read = byte->read_at == now && byte->reader != thread;
+      if (after_write || (write && after_read)) throw std::runtime_error("a race on shared memory");
+      if (write) {
+        byte->written_at = now;
+        byte->writer = thread;
+      } else {
+        byte->reader = after_read ? -2 : thread;
+        byte->read_at = now;
+      }
+    }
+    return &block->shared[address];
+  }
+};
+
+template <typename Body>
+inline void each_lane(uint32_t lanes, Body&& body) {
+  if (lanes == kAllLanes) {
+#pragma GCC ivdep
+    for (int lane = 0; lane < kLanes; ++lane) body(lane);
+  } else {
+    for (; lanes != 0; lanes &= lanes - 1) body(__builtin_ctz(lanes));
+  }
+}
+
+// Runs the blocks of a launch from `least` on, the last first, those of a cooperative one together. Throws
+// std::runtime_error at the first fault.
+void run_grid(const Program& program, const Launch& launch, int64_t least, const unsigned char* parameters);
+
+}  // namespace emulation::ptx

@@ -233,3 +233,16 @@ def test_finds_faults_of_compiled_kernels(tmp_path, library, compiled, name):
     run = run_on_emulated_gpu(library, "-n", "0", "-x", f"cuda/launches_{tests}.py", "-k", expression, **gpu)
     assert said in run.stdout, run.stdout[-3000:]
     assert run.returncode == 1
+
+
+def test_counts_costs_of_accesses(tmp_path, library, compiled):
+    """Sectors and wavefronts by instruction, of which a warp needs no less than its bytes fill."""
+    if not compiled:
+        pytest.skip("needs nvcc")
+    file = tmp_path / "counts.tsv"
+    tests = ("-n", "0", "cuda/launches_cross_entropy.py", "-k", "neighbours")
+    on_emulated_gpu(library, *tests, D2LFAST_EMULATED_COUNTS=str(file), **compiled)
+    rows = [line.split("\t", 5) for line in file.read_text().splitlines()]
+    assert {memory for _, memory, *_ in rows} == {"global", "shared"}
+    for _, _, times, needed, least, _ in rows:
+        assert 0 < int(times) <= int(least) <= int(needed) <= 32 * int(times)

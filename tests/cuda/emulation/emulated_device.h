@@ -140,9 +140,9 @@ void store_shared(SharedPointer<T> address, const Vector<T, V>& value) {
   for (int i = 0; i < V; ++i) address[i] = value.lane[i];
 }
 
-template <typename T>
-void store_shared_words(SharedPointer<T> address, const Vector<uint32_t, 4>& words) {
-  Vector<T, 16 / sizeof(T)> value;
+template <typename T, int N>
+void store_shared_words(SharedPointer<T> address, const Vector<uint32_t, N>& words) {
+  Vector<T, 4 * N / sizeof(T)> value;
   std::memcpy(&value, &words, sizeof(value));
   store_shared(address, value);
 }

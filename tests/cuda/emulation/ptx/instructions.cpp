@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "counts.h"
 #include "machine.h"
 #include "operations.h"
 #include "warp_instructions.h"
@@ -258,8 +259,17 @@ unsigned char* place(Warp& w, const Instruction& i, int operand, Space space, in
   return w.global(address, size, lane, write);
 }
 
+void count(Warp& w, const Instruction& i, int operand, Space space, int size, uint32_t lanes) {
+  if (!counting() || space == Space::kParameter || lanes == 0) return;
+  Addresses address;
+  for (int l = 0; l < kLanes; ++l)
+    address[l] = w.integer(i.operands[operand], i.widths[operand], l) + i.offset;
+  space == Space::kShared ? count_shared(i, address, lanes, size) : count_global(i, address, lanes, size);
+}
+
 template <typename T, int V, Space kSpace>
 void read(Warp& w, const Instruction& i, uint32_t lanes) {
+  count(w, i, V, kSpace, V * sizeof(T), lanes);
   for (uint32_t left = lanes; left != 0; left &= left - 1) {
     const int l = __builtin_ctz(left);
     const unsigned char* from = place(w, i, V, kSpace, V * sizeof(T), l, false);
@@ -270,6 +280,7 @@ void read(Warp& w, const Instruction& i, uint32_t lanes) {
 }
 template <typename T, int V, Space kSpace>
 void write(Warp& w, const Instruction& i, uint32_t lanes) {
+  count(w, i, 0, kSpace, V * sizeof(T), lanes);
   for (uint32_t left = lanes; left != 0; left &= left - 1) {
     const int l = __builtin_ctz(left);
     unsigned char* to = place(w, i, 0, kSpace, V * sizeof(T), l, true);

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "counts.h"
 #include "machine.h"
 
 // Launches of the emulated GPU by the kernels' PTX instead of their C++ (D2LFAST_EMULATED_PTX: the folder).
@@ -57,6 +58,7 @@ void run_compiled(const void* kernel, const Launch& launch, int64_t least,
     if (size != arguments[n].size) throw std::runtime_error("PTX: parameters of " + program.name);
     std::memcpy(&parameters[offset], arguments[n].value, size);
   }
+  if (counting()) count_for(program);
   try {
     run_grid(program, launch, least, parameters.data());
   } catch (const std::runtime_error& error) {

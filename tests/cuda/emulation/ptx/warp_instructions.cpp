@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "../../../../csrc/kernels/cuda/vector.cuh"
+#include "counts.h"
 
 namespace emulation::ptx {
 
@@ -42,6 +43,11 @@ void ballot(Warp& w, const Instruction& i, uint32_t lanes) {
 // Matrices of 8 lines of 16 bytes.
 template <bool kTransposed>
 void read_matrices(Warp& w, const Instruction& i, uint32_t) {
+  if (counting()) {
+    Addresses address;
+    for (int l = 0; l < kLanes; ++l) address[l] = w.integer(i.operands[4], i.widths[4], l) + i.offset;
+    count_shared(i, address, kAllLanes, 16);
+  }
   uint16_t matrix[4][8][8];
   for (int l = 0; l < kLanes; ++l) {
     const uint64_t address = w.integer(i.operands[4], i.widths[4], l) + i.offset;
@@ -114,6 +120,18 @@ void multiply(Warp& w, const Instruction& i, uint32_t) {
 
 // Asynchronous copies are made when they are waited for; until then their place is NaN in every type.
 void copy_async(Warp& w, const Instruction& i, uint32_t lanes) {
+  if (counting() && lanes != 0) {
+    Addresses to, from;
+    uint32_t valid = 0;
+    for (int l = 0; l < kLanes; ++l) {
+      to[l] = w.integer(i.operands[0], i.widths[0], l);
+      from[l] = w.integer(i.operands[1], i.widths[1], l);
+      if (lanes >> l & 1 && w.integer(i.operands[3], 4, l) > 0) valid |= 1u << l;
+    }
+    const int bytes = static_cast<int>(w.integer(i.operands[2], 4, __builtin_ctz(lanes)));
+    count_shared(i, to, lanes, bytes);
+    if (valid != 0) count_global(i, from, valid, bytes);
+  }
   for (uint32_t left = lanes; left != 0; left &= left - 1) {
     const int l = __builtin_ctz(left);
     const auto to = static_cast<uint32_t>(w.integer(i.operands[0], i.widths[0], l));

@@ -326,7 +326,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
           value[e] = images[from + (e >> shift) * next_tap + (e & low) * next_channel];
         }
       }
-      store_shared<2>(to, Vector<uint32_t, 2>{pair_of(value[0], value[1]), pair_of(value[2], value[3])});
+      store_shared_words(to, Vector<uint32_t, 2>{pair_of(value[0], value[1]), pair_of(value[2], value[3])});
     }
     commit_async();
     wait_async<0>();

@@ -50,7 +50,14 @@ __device__ __forceinline__ void store_shared(T* address, const Vector<T, V>& val
   store(address, value);
 }
 
-// 16 bytes from words in registers, of these or of shorter elements: nvcc would store each word by itself.
+// 8 or 16 bytes from words in registers, of these or of shorter elements: nvcc would store each word by
+// itself.
+template <typename T>
+__device__ __forceinline__ void store_shared_words(T* address, const Vector<uint32_t, 2>& words) {
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(address));
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};\n" ::"r"(to), "r"(words.lane[0]), "r"(words.lane[1])
+               : "memory");
+}
 template <typename T>
 __device__ __forceinline__ void store_shared_words(T* address, const Vector<uint32_t, 4>& words) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(address));
@@ -165,6 +172,18 @@ __device__ Index first_item() {
 template <typename Index>
 __device__ Index grid_width() {
   return static_cast<Index>(gridDim.x) * kThreads;
+}
+
+// visit(i, j) for all i of `inner` and j of `outer` by a block's threads, eight of i by four of j a warp: a
+// transposing copy then reads whole sectors of i and stores few words of a bank.
+template <typename Visit>
+__device__ void visit_transposed(int32_t inner, int32_t outer, Visit&& visit) {
+  constexpr int32_t kInner = 8;
+  const int32_t part_size = kInner * outer, parts = (inner + kInner - 1) / kInner;
+  for (int32_t item = static_cast<int32_t>(threadIdx.x); item < parts * part_size; item += kThreads) {
+    const int32_t part = item / part_size, i = part * kInner + item % kInner;
+    if (i < inner) visit(i, (item - part * part_size) / kInner);
+  }
 }
 
 inline bool aligned(const void* pointer, size_t bytes) {

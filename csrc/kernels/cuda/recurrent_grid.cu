@@ -208,11 +208,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto sums = staged + share.staged * pitch;
   const auto weight =
       dynamic_shared<T>() + share.staged * (pitch + filled) * static_cast<int32_t>(sizeof(A) / sizeof(T));
-  for (int32_t i = threadIdx.x; i < own.units * pitch; i += kThreads) {
-    const int32_t j = i / own.units, u = i - j * own.units;
+  visit_transposed(own.units, pitch, [&](int32_t u, int32_t j) {
     weight[u * pitch + j] =
         j < width ? *element<T>(p.weight, static_cast<int64_t>(j) * hidden + own.unit + u) : T{};
-  }
+  });
   own.visit([&](int64_t sequence, int32_t unit) {
     const int64_t at = sequence * hidden + unit;
     grads[at] = value_or_zero<T>(p.grad_h, at);

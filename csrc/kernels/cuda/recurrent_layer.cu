@@ -22,10 +22,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto cells = states + 2 * size;
   const auto weight = dynamic_shared<T>() + 3 * size * static_cast<int32_t>(sizeof(A) / sizeof(T));
   const int32_t first = static_cast<int32_t>(blockIdx.x) * rows;
-  for (int32_t i = threadIdx.x; i < width * hidden; i += kThreads) {
-    const int32_t k = i / width, j = i - k * width;
-    weight[i] = *element<T>(p.weight, static_cast<int64_t>(j) * hidden + k);
-  }
+  visit_transposed(hidden, width, [&](int32_t k, int32_t j) {
+    weight[k * width + j] = *element<T>(p.weight, static_cast<int64_t>(j) * hidden + k);
+  });
   for (int32_t i = threadIdx.x; i < size; i += kThreads) {
     const int32_t row = first + i / hidden;
     const int64_t at = static_cast<int64_t>(row) * hidden + i % hidden;

@@ -44,12 +44,15 @@ def compiled(library):
     return {"D2LFAST_EMULATED_PTX": str(folder)} if any(folder.glob("*.ptx")) else {}
 
 
-@pytest.fixture(params=["C++", "PTX"])
-def code(request, compiled):
-    """Both, the second as far as there is one."""
-    if request.param == "C++":
-        return {}
+@pytest.fixture(scope="session")
+def ptx(compiled):
     return compiled or pytest.skip("needs nvcc")
+
+
+@pytest.fixture(params=["C++", "PTX"])
+def code(request):
+    """Both, the second as far as there is one."""
+    return {} if request.param == "C++" else request.getfixturevalue("ptx")
 
 
 def run_on_emulated_gpu(library, *arguments, **variables):
@@ -217,11 +220,9 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_finds_faults_of_compiled_kernels(tmp_path, library, compiled, name):
-    if not compiled:
-        pytest.skip("needs nvcc")
+def test_finds_faults_of_compiled_kernels(tmp_path, library, ptx, name):
     source, pattern, replacement, tests, expression, said = MUTATIONS[name]
-    for path in Path(compiled["D2LFAST_EMULATED_PTX"]).iterdir():
+    for path in Path(ptx["D2LFAST_EMULATED_PTX"]).iterdir():
         if path.suffix == ".ptx" or path.name == "symbols":
             (tmp_path / path.name).symlink_to(path)
     mutated = tmp_path / f"{source}.ptx"
@@ -235,13 +236,11 @@ def test_finds_faults_of_compiled_kernels(tmp_path, library, compiled, name):
     assert run.returncode == 1
 
 
-def test_counts_costs_of_accesses(tmp_path, library, compiled):
+def test_counts_costs_of_accesses(tmp_path, library, ptx):
     """Sectors and wavefronts by instruction, of which a warp needs no less than its bytes fill."""
-    if not compiled:
-        pytest.skip("needs nvcc")
     file = tmp_path / "counts.tsv"
     tests = ("-n", "0", "cuda/launches_cross_entropy.py", "-k", "neighbours")
-    on_emulated_gpu(library, *tests, D2LFAST_EMULATED_COUNTS=str(file), **compiled)
+    on_emulated_gpu(library, *tests, D2LFAST_EMULATED_COUNTS=str(file), **ptx)
     rows = [line.split("\t", 5) for line in file.read_text().splitlines()]
     assert {memory for _, memory, *_ in rows} == {"global", "shared"}
     for _, _, times, needed, least, _ in rows:

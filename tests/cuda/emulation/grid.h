@@ -98,7 +98,7 @@ class Grid {
   }
 
   void run(const Launch& launch, const std::string& parameters, const std::function<void()>& body,
-           const void* kernel = nullptr, const std::vector<Argument>& arguments = {}) {
+           const void* kernel, const std::vector<Argument>& arguments) {
     check(launch);
     if (recording) records.push_back({launch, parameters});
     if (dry) return;
@@ -110,14 +110,13 @@ class Grid {
     const int64_t together = launch.cooperative ? blocks : 1;
     const int64_t least = far && !launch.cooperative && blocks > kFarBlocks ? blocks - 1 : 0;
     try {
-      if (compiled != nullptr && kernel != nullptr) {
+      if (compiled != nullptr) {
         compiled(kernel, launch, least, arguments);
-        running_ = false;
-        return end_global();
-      }
-      // From the last block to the first: no result may depend on the order.
-      for (int64_t end = blocks; end > least; end -= together) {
-        run_blocks(end - together, end, static_cast<unsigned>(end - together - least), body);
+      } else {
+        // From the last block to the first: no result may depend on the order.
+        for (int64_t end = blocks; end > least; end -= together) {
+          run_blocks(end - together, end, static_cast<unsigned>(end - together - least), body);
+        }
       }
     } catch (...) {
       running_ = false;

@@ -18,6 +18,7 @@ struct Costs {
 };
 using Instructions = std::map<const Instruction*, Costs>;
 
+// Written when the process ends.
 struct Table {
   std::map<std::string, Instructions> kernels;
   Instructions* current = nullptr;
@@ -37,54 +38,52 @@ struct Table {
     file << begin << "\t" << cost.times << "\t" << cost.needed << "\t" << cost.least << "\t" << of.text
          << "\n";
   }
-};
-Table& table() {
-  static Table made;
-  return made;
-}
+} table;
 
 }  // namespace
 
-bool counting() {
+void count_for(const Program& program) {
   static const bool wanted = std::getenv("D2LFAST_EMULATED_COUNTS") != nullptr;
-  return wanted;
+  if (wanted) table.current = &table.kernels[program.name];
 }
 
-void count_for(const Program& program) { table().current = &table().kernels[program.name]; }
-
-void count_global(const Instruction& instruction, const Addresses& address, uint32_t lanes, int size) {
+void count_global(Warp& w, const Instruction& i, int operand, uint32_t lanes, int size) {
+  if (table.current == nullptr || lanes == 0) return;
   std::set<uint64_t> sectors, bytes;
-  for (int l = 0; l < kLanes; ++l) {
-    if (!(lanes >> l & 1)) continue;
-    for (int b = 0; b < size; ++b) bytes.insert(address[l] + b);
-    sectors.insert(address[l] / 32);
-    sectors.insert((address[l] + size - 1) / 32);
-  }
-  Cost& cost = (*table().current)[&instruction].global;
+  each_in_turn(lanes, [&](int l) {
+    const uint64_t address = w.address(i, operand, l);
+    for (int b = 0; b < size; ++b) {
+      bytes.insert(address + b);
+      sectors.insert((address + b) / 32);
+    }
+  });
+  Cost& cost = (*table.current)[&i].global;
   ++cost.times;
   cost.needed += static_cast<int64_t>(sectors.size());
   cost.least += static_cast<int64_t>((bytes.size() + 31) / 32);
 }
 
 // Lanes in parts of 128 bytes; of a part, as many wavefronts as a bank has words.
-void count_shared(const Instruction& instruction, const Addresses& address, uint32_t lanes, int size) {
-  Cost& cost = (*table().current)[&instruction].shared;
+void count_shared(Warp& w, const Instruction& i, int operand, uint32_t lanes, int size) {
+  if (table.current == nullptr || lanes == 0) return;
+  Cost& cost = (*table.current)[&i].shared;
   ++cost.times;
   const int part = std::min(kLanes, 128 / size);
   for (int first = 0; first < kLanes; first += part) {
     std::array<std::set<uint64_t>, 32> banks;
-    std::set<uint64_t> all;
+    size_t words = 0, most = 0;
     for (int l = first; l < first + part; ++l) {
       if (!(lanes >> l & 1)) continue;
-      for (uint64_t word = address[l] / 4; word <= (address[l] + size - 1) / 4; ++word) {
+      const uint64_t address = w.address(i, operand, l);
+      for (uint64_t word = address / 4; word <= (address + size - 1) / 4; ++word)
         banks[word % 32].insert(word);
-        all.insert(word);
-      }
     }
-    size_t most = 0;
-    for (const auto& bank : banks) most = std::max(most, bank.size());
+    for (const auto& bank : banks) {
+      words += bank.size();
+      most = std::max(most, bank.size());
+    }
     cost.needed += static_cast<int64_t>(most);
-    cost.least += static_cast<int64_t>((all.size() + 31) / 32);
+    cost.least += static_cast<int64_t>((words + 31) / 32);
   }
 }
 

@@ -2,7 +2,6 @@
 #include <type_traits>
 
 #include "counts.h"
-#include "machine.h"
 #include "operations.h"
 #include "warp_instructions.h"
 
@@ -12,7 +11,6 @@ namespace {
 
 using d2lfast::BFloat16;
 using d2lfast::Float16;
-using d2lfast::cuda::to_compute;
 using Run = Instruction::Run;
 
 [[noreturn]] void unknown(const std::vector<std::string>& operation) {
@@ -176,8 +174,7 @@ void compare_halves(Warp& w, const Instruction& i, uint32_t lanes) {
   each_lane(lanes, [&](int l) {
     bool holds[2];
     for (int half = 0; half < 2; ++half) {
-      const auto bits = [&](uint32_t word) { return T{static_cast<uint16_t>(word >> 16 * half)}; };
-      holds[half] = Op{}(to_compute(bits(a[l])), to_compute(bits(b[l])));
+      holds[half] = Op{}(half_of<T>(a[l], half), half_of<T>(b[l], half));
     }
     if (masks) {
       w.at<uint32_t>(i.operands[0])[l] = (holds[0] ? 0xffffu : 0) | (holds[1] ? 0xffff0000u : 0);
@@ -253,41 +250,34 @@ void put_extended(Warp& w, int32_t offset, int width, int lane, T value) {
 
 unsigned char* place(Warp& w, const Instruction& i, int operand, Space space, int size, int lane,
                      bool write) {
-  const uint64_t address = w.integer(i.operands[operand], i.widths[operand], lane) + i.offset;
+  const uint64_t address = w.address(i, operand, lane);
   if (space == Space::kShared) return w.shared(address & 0xffffffffu, size, lane, write);
   if (space == Space::kParameter) return const_cast<unsigned char*>(w.parameters) + address;
   return w.global(address, size, lane, write);
 }
 
 void count(Warp& w, const Instruction& i, int operand, Space space, int size, uint32_t lanes) {
-  if (!counting() || space == Space::kParameter || lanes == 0) return;
-  Addresses address;
-  for (int l = 0; l < kLanes; ++l)
-    address[l] = w.integer(i.operands[operand], i.widths[operand], l) + i.offset;
-  space == Space::kShared ? count_shared(i, address, lanes, size) : count_global(i, address, lanes, size);
+  if (space == Space::kShared) count_shared(w, i, operand, lanes, size);
+  if (space == Space::kGlobal) count_global(w, i, operand, lanes, size);
 }
 
 template <typename T, int V, Space kSpace>
 void read(Warp& w, const Instruction& i, uint32_t lanes) {
   count(w, i, V, kSpace, V * sizeof(T), lanes);
-  for (uint32_t left = lanes; left != 0; left &= left - 1) {
-    const int l = __builtin_ctz(left);
-    const unsigned char* from = place(w, i, V, kSpace, V * sizeof(T), l, false);
+  each_in_turn(lanes, [&](int l) {
     T value[V];
-    std::memcpy(value, from, sizeof(value));
+    std::memcpy(value, place(w, i, V, kSpace, V * sizeof(T), l, false), sizeof(value));
     for (int v = 0; v < V; ++v) put_extended(w, i.operands[v], i.widths[v], l, value[v]);
-  }
+  });
 }
 template <typename T, int V, Space kSpace>
 void write(Warp& w, const Instruction& i, uint32_t lanes) {
   count(w, i, 0, kSpace, V * sizeof(T), lanes);
-  for (uint32_t left = lanes; left != 0; left &= left - 1) {
-    const int l = __builtin_ctz(left);
-    unsigned char* to = place(w, i, 0, kSpace, V * sizeof(T), l, true);
+  each_in_turn(lanes, [&](int l) {
     T value[V];
-    for (int v = 0; v < V; ++v) value[v] = static_cast<T>(w.integer(i.operands[1 + v], i.widths[1 + v], l));
-    std::memcpy(to, value, sizeof(value));
-  }
+    for (int v = 0; v < V; ++v) value[v] = static_cast<T>(w.integer(i, 1 + v, l));
+    std::memcpy(place(w, i, 0, kSpace, V * sizeof(T), l, true), value, sizeof(value));
+  });
 }
 
 template <typename Body>
@@ -326,13 +316,12 @@ Run by_access(const std::vector<std::string>& operation, Body&& body) {
 
 // The grid's barrier alone has such: the block has arrived.
 void add_atomically(Warp& w, const Instruction& i, uint32_t lanes) {
-  for (uint32_t left = lanes; left != 0; left &= left - 1) {
-    const int l = __builtin_ctz(left);
+  each_in_turn(lanes, [&](int l) {
     auto* to = reinterpret_cast<uint32_t*>(place(w, i, 1, Space::kGlobal, 4, l, true));
     w.at<uint32_t>(i.operands[0])[l] = *to;
     *to += w.at<uint32_t>(i.operands[2])[l];
     ++w.grid->arrivals;
-  }
+  });
 }
 
 void nothing(Warp&, const Instruction&, uint32_t) {}

@@ -93,27 +93,36 @@ State run(Warp& w, const Program& program) {
 class Execution {
  public:
   Execution(const Program& program, const Launch& launch, const unsigned char* parameters)
-      : program_(program), launch_(launch), threads_(launch.block.x * launch.block.y * launch.block.z) {
-    const int64_t blocks = int64_t{1} * launch.grid.x * launch.grid.y * launch.grid.z;
-    together_ = launch.cooperative ? blocks : 1;
-    warps_of_block_ = static_cast<int>((threads_ + kLanes - 1) / kLanes);
+      : program_(program),
+        launch_(launch),
+        threads_(launch.block.x * launch.block.y * launch.block.z),
+        warps_of_block_(static_cast<int>((threads_ + kLanes - 1) / kLanes)),
+        blocks_of_grid_(int64_t{1} * launch.grid.x * launch.grid.y * launch.grid.z),
+        blocks_(launch.cooperative ? blocks_of_grid_ : 1) {
     if (program.static_shared + launch.shared_bytes > (launch.shared_bytes > 48 * 1024 ? 227u : 48u) * 1024) {
       throw std::runtime_error("more shared memory than a block has");
     }
-    blocks_.resize(together_);
     for (Block& block : blocks_) {
       block.shared.resize(program.static_shared + launch.shared_bytes);
       block.bytes.resize(block.shared.size());
     }
-    warps_.resize(together_ * warps_of_block_);
+    warps_.resize(blocks_.size() * warps_of_block_);
     states_.resize(warps_.size());
     for (size_t n = 0; n < warps_.size(); ++n) prepare(warps_[n], n, parameters);
   }
 
-  // The blocks that run together, from `begin` on.
-  void run_from(int64_t begin) {
+  void run_down_to(int64_t least) {
+    for (int64_t end = blocks_of_grid_; end > least; end -= together()) run_together(end - together(), least);
+  }
+
+ private:
+  int64_t together() const { return static_cast<int64_t>(blocks_.size()); }
+  State& state(size_t block, int warp) { return states_[block * warps_of_block_ + warp]; }
+
+  // The blocks that run together, from `begin` on. Threads are numbered from those of block `least` on.
+  void run_together(int64_t begin, int64_t least) {
     for (size_t n = 0; n < warps_.size(); ++n) {
-      start(warps_[n], begin + static_cast<int64_t>(n) / warps_of_block_);
+      start(warps_[n], begin + static_cast<int64_t>(n) / warps_of_block_, least);
     }
     grid_ = {};
     for (Block& block : blocks_) {
@@ -134,9 +143,6 @@ class Execution {
       if (!ended && idle > kIdleTurns) throw std::runtime_error("blocks that wait for each other");
     }
   }
-
- private:
-  State& state(size_t block, int warp) { return states_[block * warps_of_block_ + warp]; }
 
   void prepare(Warp& w, size_t n, const unsigned char* parameters) {
     w.file.assign(program_.file_bytes, 0xa5);  // registers that nothing wrote
@@ -165,13 +171,13 @@ class Execution {
     }
   }
 
-  void start(Warp& w, int64_t block) {
+  void start(Warp& w, int64_t block, int64_t least) {
     const dim3& g = launch_.grid;
     const unsigned index[] = {static_cast<unsigned>(block % g.x), static_cast<unsigned>(block / g.x % g.y),
                               static_cast<unsigned>(block / g.x / g.y)};
     for (int i = 0; i < 3; ++i) std::fill_n(w.at<uint32_t>((kCtaid + i) * kWordLanes), kLanes, index[i]);
-    w.first_thread = static_cast<unsigned>(block) * threads_ + static_cast<unsigned>(w.number * kLanes);
-    const unsigned left = threads_ - static_cast<unsigned>(w.number * kLanes);
+    const auto in_block = static_cast<unsigned>(w.number * kLanes), left = threads_ - in_block;
+    w.first_thread = static_cast<unsigned>(block - least) * threads_ + in_block;
     w.live = left >= kLanes ? kAllLanes : (1u << left) - 1;
     w.waiting = 0;
     w.pc.fill(0);
@@ -207,8 +213,8 @@ class Execution {
   const Program& program_;
   const Launch& launch_;
   const unsigned threads_;
-  int64_t together_;
-  int warps_of_block_;
+  const int warps_of_block_;
+  const int64_t blocks_of_grid_;
   std::vector<Block> blocks_;
   std::vector<Warp> warps_;
   std::vector<State> states_;
@@ -219,10 +225,7 @@ class Execution {
 }  // namespace
 
 void run_grid(const Program& program, const Launch& launch, int64_t least, const unsigned char* parameters) {
-  Execution execution(program, launch, parameters);
-  const int64_t blocks = int64_t{1} * launch.grid.x * launch.grid.y * launch.grid.z;
-  const int64_t together = launch.cooperative ? blocks : 1;
-  for (int64_t end = blocks; end > least; end -= together) execution.run_from(end - together);
+  Execution(program, launch, parameters).run_down_to(least);
 }
 
 }  // namespace emulation::ptx

@@ -45,7 +45,7 @@ struct Warp {
   Block* block = nullptr;
   GridState* grid = nullptr;
   int number = 0;             // in its block
-  unsigned first_thread = 0;  // in the launch
+  unsigned first_thread = 0;  // among those that the launch runs
   uint32_t live = 0, waiting = 0;
   std::array<int32_t, kLanes> pc{};
   std::vector<std::vector<Copy>> copies;       // by groups, the open one last
@@ -58,8 +58,12 @@ struct Warp {
     return reinterpret_cast<T*>(file.data() + offset);
   }
   uint32_t& predicate(int32_t offset) { return *at<uint32_t>(offset); }
-  uint64_t integer(int32_t offset, int width, int lane) {
-    return width == 8 ? at<uint64_t>(offset)[lane] : at<uint32_t>(offset)[lane];
+  uint64_t integer(const Instruction& i, int operand, int lane) {
+    const int32_t offset = i.operands[operand];
+    return i.widths[operand] == 8 ? at<uint64_t>(offset)[lane] : at<uint32_t>(offset)[lane];
+  }
+  uint64_t address(const Instruction& i, int operand, int lane) {
+    return integer(i, operand, lane) + i.offset;
   }
 
   // Memory that the lane accesses, after checks of the access.
@@ -93,13 +97,16 @@ struct Warp {
 };
 
 template <typename Body>
+inline void each_in_turn(uint32_t lanes, Body&& body) {
+  for (; lanes != 0; lanes &= lanes - 1) body(__builtin_ctz(lanes));
+}
+
+// In any order: the body does not touch what other lanes write.
+template <typename Body>
 inline void each_lane(uint32_t lanes, Body&& body) {
-  if (lanes == kAllLanes) {
+  if (lanes != kAllLanes) return each_in_turn(lanes, body);
 #pragma GCC ivdep
-    for (int lane = 0; lane < kLanes; ++lane) body(lane);
-  } else {
-    for (; lanes != 0; lanes &= lanes - 1) body(__builtin_ctz(lanes));
-  }
+  for (int lane = 0; lane < kLanes; ++lane) body(lane);
 }
 
 // Runs the blocks of a launch from `least` on, the last first, those of a cooperative one together. Throws

@@ -142,6 +142,12 @@ using ToTf32 = decltype([](uint32_t bits) {  // to the nearest, ties away from z
   return (bits + 0x1000u) & ~0x1fffu;
 });
 
+// Of two 16-bit floats in a word, one.
+template <typename T>
+float half_of(uint32_t word, int half) {
+  return d2lfast::cuda::to_compute(T{static_cast<uint16_t>(word >> 16 * half)});
+}
+
 // Those with u also hold of NaN.
 using Eq = decltype([](auto a, auto b) { return a == b; });
 using Ne = decltype([](auto a, auto b) { return a < b || a > b; });

@@ -55,8 +55,7 @@ class Decoder {
 
   // Declarations of the module that kernels may refer to.
   void module(const std::string& line) {
-    if (line.find(".shared") != std::string::npos || line.find(".global") != std::string::npos)
-      variable(line);
+    if (!line.empty()) variable(line);
   }
 
   void parameters(const std::string& list) {
@@ -75,7 +74,7 @@ class Decoder {
         size = align = width_of(all[1].substr(1));
       }
       program_->parameter_bytes = rounded_up(program_->parameter_bytes, align);
-      symbols_[name] = static_cast<int64_t>(program_->parameter_bytes);
+      parameters_[name] = program_->parameter_bytes;
       program_->parameters.push_back({program_->parameter_bytes, size});
       program_->parameter_bytes += size;
     }
@@ -108,17 +107,10 @@ class Decoder {
       if (!labels_.contains(label)) fail("label " + label);
       program_->code[at].target = labels_[label];
     }
-    // Of dynamic memory the alignment is that of its declaration.
-    program_->static_shared = shared_bytes_;
-    const size_t dynamic = rounded_up(shared_bytes_, dynamic_align_);
-    if (dynamic_used_) program_->static_shared = dynamic;
-    for (const auto& [place, symbol] : dynamic_) {
-      const int64_t address = static_cast<int64_t>(dynamic) + symbol;
-      for (auto& [offset, bytes] : program_->constants) {
-        if (offset != place) continue;
-        const size_t width = bytes.size() / kLanes;
-        for (int lane = 0; lane < kLanes; ++lane) std::memcpy(&bytes[lane * width], &address, width);
-      }
+    program_->static_shared = rounded_up(shared_bytes_, dynamic_align_);
+    for (const size_t n : dynamic_) {
+      std::vector<unsigned char>& lanes = program_->constants[n].second;
+      lanes = in_lanes(program_->static_shared, static_cast<int>(lanes.size() / kLanes));
     }
     return std::move(program_);
   }
@@ -128,36 +120,34 @@ class Decoder {
     int32_t offset;
     int8_t width;
   };
-  struct SharedArray {
+  struct Array {
     size_t bytes = 0, align = 1;
     bool dynamic = false, shared = false;
     int64_t place = -1;
     std::string text;  // of global memory
   };
 
-  // ".shared .align 16 .b8 name[512]", ".extern .shared .align 16 .b8 name[]", ".global ..."
+  // ".shared .align 16 .b8 name[512]", ".extern .shared .align 16 .b8 name[]", ".global .align 1 .b8 name[2]
+  // = {65, 0}"
   void variable(const std::string& line) {
-    SharedArray array;
+    Array array;
     array.shared = line.find(".shared") != std::string::npos;
     array.dynamic = line.find(".extern") != std::string::npos;
-    if (const size_t at = line.find(".align "); at != std::string::npos)
-      array.align = std::stoul(line.substr(at + 7));
-    const size_t bracket = line.find('[');
-    const size_t end = bracket == std::string::npos ? line.size() : bracket;
-    const size_t begin = line.find_last_of(" \t", end - 1) + 1;
-    if (bracket != std::string::npos && std::isdigit(static_cast<unsigned char>(line[bracket + 1]))) {
-      const std::string type = line.substr(0, begin);
-      const size_t dot = type.find_last_of('.');
-      array.bytes = std::stoul(line.substr(bracket + 1)) * width_of(trimmed(type.substr(dot + 1)));
-    } else if (!array.dynamic) {
+    const size_t align = line.find(".align "), bracket = line.find('[');
+    if (align == std::string::npos || bracket == std::string::npos) fail(line);
+    array.align = std::stoul(line.substr(align + 7));
+    const size_t begin = line.find_last_of(" \t", bracket) + 1;
+    if (!array.dynamic) {
       const std::string type = trimmed(line.substr(0, begin));
-      array.bytes = width_of(type.substr(type.find_last_of('.') + 1));
+      const int width = width_of(type.substr(type.find_last_of('.') + 1));
+      array.bytes = std::stoul(line.substr(bracket + 1)) * width;
     }
     if (const size_t list = line.find('{'); list != std::string::npos) {
-      for (const std::string& byte : split(line.substr(list + 1), ','))
+      for (const std::string& byte : split(line.substr(list + 1), ',')) {
         array.text += static_cast<char>(std::stoi(byte));
+      }
     }
-    arrays_[line.substr(begin, end - begin)] = array;
+    arrays_[line.substr(begin, bracket - begin)] = array;
   }
 
   void declare(const std::string& text) {  // ".reg .b32 %r<5>" or names
@@ -187,60 +177,53 @@ class Decoder {
     return offset;
   }
 
-  Register constant(uint64_t bits, int8_t width, bool once = false) {
-    if (width == 0) {
-      const uint32_t word = bits != 0 ? kAllLanes : 0;
-      const int32_t offset = place(4);
-      program_->constants.push_back({offset, std::vector<unsigned char>(4)});
-      std::memcpy(program_->constants.back().second.data(), &word, 4);
-      return {offset, 0};
-    }
-    const auto key = std::make_pair(bits, width);
-    if (!once && constants_.contains(key)) return {constants_[key], width};
+  static std::vector<unsigned char> in_lanes(uint64_t bits, int width) {
     std::vector<unsigned char> lanes(kLanes * width);
     for (int lane = 0; lane < kLanes; ++lane) std::memcpy(&lanes[lane * width], &bits, width);
-    const int32_t offset = place(kLanes * width);
-    program_->constants.push_back({offset, lanes});
-    if (!once) constants_[key] = offset;
+    return lanes;
+  }
+
+  Register new_constant(std::vector<unsigned char> lanes, int8_t width) {
+    const int32_t offset = place(static_cast<int32_t>(lanes.size()));
+    program_->constants.push_back({offset, std::move(lanes)});
     return {offset, width};
   }
 
-  // Of a symbol, its address: in its own space.
-  bool address_of(const std::string& name, int64_t& value, bool& dynamic) {
-    dynamic = false;
-    if (symbols_.contains(name)) {
-      value = symbols_[name];
-      return true;
-    }
-    if (!arrays_.contains(name)) return false;
-    SharedArray& array = arrays_[name];
+  Register constant(uint64_t bits, int8_t width) {
+    if (width == 0) return new_constant(std::vector<unsigned char>(4, bits != 0 ? 0xff : 0), 0);
+    const auto known = constants_.find({bits, width});
+    if (known != constants_.end()) return {known->second, width};
+    const Register made = new_constant(in_lanes(bits, width), width);
+    constants_[{bits, width}] = made.offset;
+    return made;
+  }
+
+  // Its address in its own space. That of dynamic memory is known when all arrays before it are.
+  Register address_of(Array& array, int8_t width) {
     if (array.dynamic) {
-      dynamic = dynamic_used_ = true;
       dynamic_align_ = std::max(dynamic_align_, array.align);
-      value = 0;
-    } else if (!array.shared) {
-      program_->texts.push_back(std::make_unique<std::string>(array.text));
-      value = reinterpret_cast<int64_t>(program_->texts.back()->data());
-    } else {
-      if (array.place < 0) {
-        shared_bytes_ = rounded_up(shared_bytes_, array.align);
-        array.place = static_cast<int64_t>(shared_bytes_);
-        shared_bytes_ += array.bytes;
-      }
-      value = array.place;
+      dynamic_.push_back(program_->constants.size());
+      return new_constant(in_lanes(0, width), width);
     }
-    return true;
+    if (!array.shared) {
+      program_->texts.push_back(array.text);
+      return constant(reinterpret_cast<uint64_t>(program_->texts.back().data()), width);
+    }
+    if (array.place < 0) {
+      shared_bytes_ = rounded_up(shared_bytes_, array.align);
+      array.place = static_cast<int64_t>(shared_bytes_);
+      shared_bytes_ += array.bytes;
+    }
+    return constant(array.place, width);
   }
 
   Register value(const std::string& text, int8_t width) {
     if (const auto found = registers_.find(text); found != registers_.end()) return found->second;
-    int64_t address;
-    bool dynamic;
-    if (address_of(text, address, dynamic)) {
-      const Register made = constant(address, width == 8 ? 8 : 4, dynamic);
-      if (dynamic) dynamic_.push_back({made.offset, address});
-      return made;
+    if (const auto found = parameters_.find(text); found != parameters_.end()) {
+      return constant(found->second, width);
     }
+    if (const auto found = arrays_.find(text); found != arrays_.end())
+      return address_of(found->second, width);
     if (text.empty()) fail("an operand is missing");
     if (text == "_") return {place(8 * kLanes), width};
     uint64_t bits;
@@ -274,7 +257,8 @@ class Decoder {
     if (text[0] == '@') {
       made.negated = text[1] == '!';
       const size_t end = text.find_first_of(" \t");
-      made.guard = value(text.substr(made.negated ? 2 : 1, end - (made.negated ? 2 : 1)), 0).offset;
+      const size_t begin = made.negated ? 2 : 1;
+      made.guard = value(text.substr(begin, end - begin), 0).offset;
       text = trimmed(text.substr(end));
     }
     const size_t end = std::min(text.find_first_of(" \t"), text.size());
@@ -320,6 +304,7 @@ class Decoder {
       if (word[0] == '[') {
         std::string inside = word.substr(1, word.size() - 2);
         if (const size_t plus = inside.find('+'); plus != std::string::npos) {
+          if (operation[0] == "cp") fail(made.text);  // one offset for two addresses
           made.offset = std::stoll(inside.substr(plus + 1));
           inside.resize(plus);
         }
@@ -341,15 +326,14 @@ class Decoder {
 
   std::unique_ptr<Program> program_;
   std::map<std::string, Register> registers_;
-  std::map<std::string, int64_t> symbols_;  // parameters
-  std::map<std::string, SharedArray> arrays_;
-  std::map<std::pair<uint64_t, int8_t>, int32_t> constants_;
+  std::map<std::string, size_t> parameters_;  // their places
+  std::map<std::string, Array> arrays_;
+  std::map<std::pair<uint64_t, int8_t>, int32_t> constants_;  // places by bits and width
   std::map<std::string, int32_t> labels_;
   std::vector<std::pair<size_t, std::string>> branches_;
   std::string argument_;
-  std::vector<std::pair<int32_t, int64_t>> dynamic_;  // constants that are addresses in dynamic memory
-  size_t shared_bytes_ = 0, dynamic_align_ = 16;
-  bool dynamic_used_ = false;
+  std::vector<size_t> dynamic_;  // constants that are the address of dynamic memory, by their numbers
+  size_t shared_bytes_ = 0, dynamic_align_ = 1;
 };
 
 }  // namespace

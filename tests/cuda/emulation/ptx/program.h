@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -10,7 +11,6 @@
 namespace emulation::ptx {
 
 struct Warp;
-struct Instruction;
 
 constexpr int kLanes = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
@@ -46,7 +46,7 @@ struct Program {
   size_t parameter_bytes = 0;
   size_t static_shared = 0;  // the dynamic memory begins behind it
   size_t file_bytes = 0;
-  std::vector<std::unique_ptr<std::string>> texts;                        // of assertions
+  std::deque<std::string> texts;                                          // of assertions
   std::vector<std::pair<int32_t, std::vector<unsigned char>>> constants;  // lanes, by their place in the file
 };
 

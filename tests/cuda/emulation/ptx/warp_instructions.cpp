@@ -4,8 +4,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "../../../../csrc/kernels/cuda/vector.cuh"
 #include "counts.h"
+#include "operations.h"
 
 namespace emulation::ptx {
 
@@ -43,15 +43,10 @@ void ballot(Warp& w, const Instruction& i, uint32_t lanes) {
 // Matrices of 8 lines of 16 bytes.
 template <bool kTransposed>
 void read_matrices(Warp& w, const Instruction& i, uint32_t) {
-  if (counting()) {
-    Addresses address;
-    for (int l = 0; l < kLanes; ++l) address[l] = w.integer(i.operands[4], i.widths[4], l) + i.offset;
-    count_shared(i, address, kAllLanes, 16);
-  }
+  count_shared(w, i, 4, kAllLanes, 16);
   uint16_t matrix[4][8][8];
   for (int l = 0; l < kLanes; ++l) {
-    const uint64_t address = w.integer(i.operands[4], i.widths[4], l) + i.offset;
-    std::memcpy(matrix[l / 8][l % 8], w.shared(address, 16, l, false), 16);
+    std::memcpy(matrix[l / 8][l % 8], w.shared(w.address(i, 4, l), 16, l, false), 16);
   }
   for (int m = 0; m < 4; ++m) {
     for (int l = 0; l < kLanes; ++l) {
@@ -61,11 +56,6 @@ void read_matrices(Warp& w, const Instruction& i, uint32_t) {
       w.at<uint32_t>(i.operands[m])[l] = static_cast<uint32_t>(high) << 16 | low;
     }
   }
-}
-
-template <typename T>
-float half_of(uint32_t word, int half) {
-  return to_compute(T{static_cast<uint16_t>(word >> 16 * half)});
 }
 
 // Operands: 4 of the sum, 4 of the left factor, 2 of the right, 4 of what is added.
@@ -120,28 +110,22 @@ void multiply(Warp& w, const Instruction& i, uint32_t) {
 
 // Asynchronous copies are made when they are waited for; until then their place is NaN in every type.
 void copy_async(Warp& w, const Instruction& i, uint32_t lanes) {
-  if (counting() && lanes != 0) {
-    Addresses to, from;
-    uint32_t valid = 0;
-    for (int l = 0; l < kLanes; ++l) {
-      to[l] = w.integer(i.operands[0], i.widths[0], l);
-      from[l] = w.integer(i.operands[1], i.widths[1], l);
-      if (lanes >> l & 1 && w.integer(i.operands[3], 4, l) > 0) valid |= 1u << l;
+  uint32_t reading = 0;
+  int bytes = 0;
+  each_in_turn(lanes, [&](int l) {
+    const auto to = static_cast<uint32_t>(w.address(i, 0, l));
+    const uint64_t from = w.address(i, 1, l);
+    const int valid = static_cast<int>(w.integer(i, 3, l));
+    bytes = static_cast<int>(w.integer(i, 2, l));
+    if (valid > 0) {
+      w.global(from, bytes, l, false);
+      reading |= 1u << l;
     }
-    const int bytes = static_cast<int>(w.integer(i.operands[2], 4, __builtin_ctz(lanes)));
-    count_shared(i, to, lanes, bytes);
-    if (valid != 0) count_global(i, from, valid, bytes);
-  }
-  for (uint32_t left = lanes; left != 0; left &= left - 1) {
-    const int l = __builtin_ctz(left);
-    const auto to = static_cast<uint32_t>(w.integer(i.operands[0], i.widths[0], l));
-    const uint64_t from = w.integer(i.operands[1], i.widths[1], l);
-    const int bytes = static_cast<int>(w.integer(i.operands[2], 4, l));
-    const int valid = static_cast<int>(w.integer(i.operands[3], 4, l));
-    if (valid > 0) w.global(from, bytes, l, false);
     std::memset(w.shared(to, bytes, l, true), 0xff, bytes);
     w.copies.back().push_back({to, from, l, bytes, valid});
-  }
+  });
+  count_shared(w, i, 0, lanes, bytes);
+  count_global(w, i, 1, reading, bytes);
 }
 void commit_copies(Warp& w, const Instruction&, uint32_t) { w.copies.emplace_back(); }
 void wait_copies(Warp& w, const Instruction& i, uint32_t) {

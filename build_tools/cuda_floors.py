@@ -59,7 +59,8 @@ def kernels_of(case: Case) -> str:
     kind, _, unit = case.operator.partition("_")
     if unit == "cell":
         return f"{kind}_forward / {kind}_backward"
-    return "recurrent_layer or recurrent_grid / backward"
+    name = "recurrent_cluster" if case.sequences[1][1] <= 256 else "recurrent_grid"
+    return f"{name} / {name}_backward"
 
 
 def floor_rows(named: Iterable[tuple[str, Case]]) -> Iterator[str]:

@@ -55,9 +55,10 @@ def recurrent_algorithm(
     Returns:
         "fused" (each thread takes blocks of rows through all of time, everything within the step), "rows"
         (the products with the input first, then threads split the batch), "units" (threads split the units
-        of every step), "persistent" (CUDA: one launch a direction, whose blocks keep the recurrent weight),
-        "persistent_grid" (CUDA: likewise, where the blocks share the weight out and meet after each step) or
-        "aten" (torch's own layer).
+        of every step), "persistent_cluster" (CUDA: one launch a direction, whose clusters of blocks keep the
+        recurrent weight in registers), "persistent" (CUDA: likewise, each block in its shared memory),
+        "persistent_grid" (CUDA: likewise, all blocks, which meet after each step) or "aten" (torch's own
+        layer).
     """
     if device == "cuda":
         return "aten" if projection else cuda_algorithm(mode, batch, hidden, dtype, training)

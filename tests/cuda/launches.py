@@ -4,9 +4,6 @@ import pytest
 import torch
 from cuda.recorded import LAYOUTS, Launches, gpu, ops
 
-import d2lfast
-from d2lfast.nn import recurrent_layers
-
 pytestmark = gpu
 
 
@@ -26,77 +23,6 @@ def test_more_than_int32_elements(op, layout):
             getattr(ops, op)(tensor, *arguments)
         assert len(made) == 1
         assert f"PoolItems<{index}>" in made[0][3]
-
-
-@torch._dynamo.config.patch(allow_rnn=True)
-def test_the_choice_of_a_recurrent_layer_is_traced():
-    """An operator that returns a name would break the graph."""
-    layer = d2lfast.nn.GRU(4, 5)
-    choose = torch.compile(lambda x: recurrent_layers._left_to_cudnn(layer, "gru", x), fullgraph=True)
-    assert choose(torch.randn(3, 2, 4)) is False
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("mode", "gates"), [("tanh", 1), ("gru", 3), ("lstm", 4)])
-def test_recurrent_layer_is_one_launch(mode, gates, dtype):
-    """Each way; the weight that no longer fits into shared memory in float32 may in 16 bits."""
-    hidden, wide = 8, {"tanh": 300, "gru": 160, "lstm": 140}[mode]
-    alone = ops._cuda_recurrent_layer_algorithm(mode, 2, wide, dtype, True) == "persistent"
-    assert alone == (dtype.itemsize == 2)
-    weights = [torch.randn(gates * hidden, n).to(dtype).requires_grad_() for n in (5, hidden)]
-    input, hx = torch.randn(3, 2, 5).to(dtype), torch.zeros(1, 2, hidden, dtype=dtype)
-    cx = hx if mode == "lstm" else None
-    with Launches() as made:
-        output = ops._recurrent_layer(input, None, hx, cx, weights, mode, False, False, False)[0]
-    assert len(made) == 1
-    with Launches() as made:
-        torch.autograd.grad(output.float().sum(), weights)
-    assert len(made) == 1
-
-
-@pytest.mark.parametrize("mode", ["tanh", "gru", "lstm"])
-def test_recurrent_layer_of_several_blocks(mode):
-    """A cooperative launch a direction, of packed sequences too; the blocks share out the units."""
-    hidden = {"tanh": 300, "gru": 150, "lstm": 130}[mode]
-    kind = {"tanh": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[mode]
-    layer = kind(3, hidden, bidirectional=True).double()
-    data, sizes = torch.randn(13, 3).double(), torch.tensor([6, 4, 3])
-    states = [torch.randn(2, 6, hidden).double().requires_grad_() for _ in range(2 if mode == "lstm" else 1)]
-    packed = torch.nn.utils.rnn.PackedSequence(data, sizes)
-    wanted = layer(packed, tuple(states) if mode == "lstm" else states[0])[0].data
-    leaves = [t.detach().float().requires_grad_() for t in (*states, *layer.parameters())]
-    first = len(states)
-    with Launches() as made:
-        cell = leaves[1] if mode == "lstm" else None
-        arguments = (data.float(), sizes, leaves[0], cell, leaves[first:], mode, True, False, False)
-        output = ops._recurrent_layer(*arguments)[0]
-    assert len(made) == 2
-    assert all(grid[0] > 1 and "GridShare" in kernel for grid, _, _, kernel in made)
-    gradient = torch.randn(output.shape)
-    with Launches() as made:
-        found = torch.autograd.grad(output, leaves, gradient)
-    assert len([kernel for *_, kernel in made if "GridShare" in kernel]) == 2
-    expected = torch.autograd.grad(wanted, [*states, *layer.parameters()], gradient.double())
-    for ours, exact in zip((output, *found), (wanted, *expected), strict=True):
-        assert (ours.double() - exact).norm() < 3e-6 * exact.norm()
-
-
-@pytest.mark.parametrize(
-    ("processors", "layer", "algorithm"),
-    [
-        (132, ("gru", 32, 32, torch.float32, True), "persistent"),
-        (132, ("lstm", 32, 256, torch.float32, True), "persistent_grid"),
-        (132, ("lstm", 32, 650, torch.bfloat16, True), "aten"),
-        (132, ("lstm", 8, 1024, torch.bfloat16, False), "persistent_grid"),
-        (132, ("lstm", 8, 1024, torch.bfloat16, True), "aten"),
-        (132, ("lstm", 32, 1024, torch.float64, False), "aten"),
-        (3, ("lstm", 32, 256, torch.float32, True), "aten"),
-    ],
-)
-def test_recurrent_layers_by_their_size(processors, layer, algorithm, monkeypatch):
-    """By the computed time of a step on a GPU of so many multiprocessors."""
-    monkeypatch.setenv("D2LFAST_EMULATED_PROCESSORS", str(processors))
-    assert ops._cuda_recurrent_layer_algorithm(*layer) == algorithm
 
 
 def test_nothing_is_launched_for_nothing():
@@ -120,73 +46,6 @@ def test_nothing_is_launched_for_nothing():
     shapes = [(0, 3, 4, 4)] * 4 + [(0, 3, 8, 8)] + [(0, 4, 8, 8)] * 3
     assert [output.shape for output in outputs] == shapes
     assert made == []
-
-
-@pytest.mark.parametrize(("mode", "gates"), [("tanh", 1), ("gru", 3), ("lstm", 4)])
-def test_no_recurrent_launch_for_no_sequences(mode, gates):
-    weights = [torch.randn(gates * 8, n, requires_grad=True) for n in (5, 8)]
-    hx = torch.zeros(1, 0, 8)
-    with Launches() as made:
-        arguments = (None, hx, hx if mode == "lstm" else None, weights, mode, False, False, False)
-        output = ops._recurrent_layer(torch.empty(3, 0, 5), *arguments)[0]
-        grads = torch.autograd.grad(output.sum(), weights)
-    assert output.shape == (3, 0, 8)
-    assert not any(grad.any() for grad in grads)
-    assert made == []
-
-
-@pytest.mark.parametrize("shared_bytes", ["3000", ""])
-@pytest.mark.parametrize(("mode", "gates"), [("tanh", 1), ("gru", 3), ("lstm", 4)])
-def test_recurrent_layers_of_misaligned_tensors(mode, gates, shared_bytes, monkeypatch):
-    """In one block and, with little shared memory, in several."""
-    if shared_bytes:
-        monkeypatch.setenv("D2LFAST_EMULATED_SHARED_BYTES", shared_bytes)
-
-    def misaligned(*shape):
-        return (0.5 * torch.randn(torch.Size(shape).numel() + 1))[1:].view(shape)
-
-    hidden, cell = 32 if mode == "tanh" else 16, mode == "lstm"
-    states = [misaligned(1, 3, hidden).requires_grad_() for _ in range(1 + cell)]
-    leaves = [*states, *(misaligned(gates * hidden, n).requires_grad_() for n in (5, hidden))]
-    leaves += [misaligned(gates * hidden).requires_grad_() for _ in range(2)]
-    input, grad = misaligned(4, 3, 5), misaligned(4, 3, hidden)
-    with Launches() as made:
-        weights = leaves[1 + cell :]
-        arguments = (None, leaves[0], leaves[1] if cell else None, weights, mode, True, False, False)
-        output = ops._recurrent_layer(input, *arguments)[0]
-    assert ["GridShare" in kernel for *_, kernel in made] == [bool(shared_bytes)]
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    native = {"tanh": torch.rnn_tanh, "gru": torch.gru, "lstm": torch.lstm}[mode]
-    state = tuple(exact[:2]) if cell else exact[0]
-    wanted = native(input.double(), state, exact[1 + cell :], True, 1, 0.0, False, False, False)[0]
-    ours = (output, *torch.autograd.grad(output, leaves, grad))
-    theirs = (wanted, *torch.autograd.grad(wanted, exact, grad.double()))
-    for mine, reference in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
-def test_recurrent_cells_of_misaligned_tensors(kind):
-    cell = getattr(torch.nn, kind)(5, 9).double()
-    wanted_state = [torch.randn(3, 9).double() for _ in range(2 if kind == "LSTMCell" else 1)]
-    input = torch.randn(3 * 5 + 1)[1:].view(3, 5)
-    parameters = []
-    for tensor in (*wanted_state, *cell.parameters()):
-        moved = torch.empty(tensor.numel() + 1)[1:].view(tensor.shape)
-        parameters.append(moved.copy_(tensor.detach()).requires_grad_())
-    states = len(wanted_state)
-    exact = [tensor.detach().double().requires_grad_() for tensor in parameters]
-    own = parameters[:states] if states == 2 else [parameters[0]]
-    op = {"RNNCell": ops.rnn_cell, "GRUCell": ops.gru_cell, "LSTMCell": ops.lstm_cell}[kind]
-    native = {"RNNCell": torch.rnn_tanh_cell, "GRUCell": torch.gru_cell, "LSTMCell": torch.lstm_cell}[kind]
-    output = op(input, *own, *parameters[states:], *(("tanh",) if states == 1 and "RNN" in kind else ()))
-    state = tuple(exact[:2]) if states == 2 else exact[0]
-    wanted = native(input.double(), state, *exact[states:])
-    output, wanted = (value[0] if isinstance(value, tuple) else value for value in (output, wanted))
-    ours = (output, *torch.autograd.grad(output.sum(), parameters))
-    theirs = (wanted, *torch.autograd.grad(wanted.sum(), exact))
-    for mine, reference in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 3, 4, 8])

@@ -88,11 +88,11 @@ def test_operators(library, compiled, family):
     operator_tests(library, family, **compiled)
 
 
-@pytest.mark.parametrize("shared_bytes", ["3000", "14000"])
-def test_recurrent_layers_of_several_blocks(library, compiled, shared_bytes):
-    """On a GPU whose blocks have so little shared memory that small layers are shared out."""
+@pytest.mark.parametrize("shared_bytes", ["3000", "14000", "232448"])
+def test_recurrent_layers_outside_of_registers(library, compiled, shared_bytes):
+    """On a GPU whose registers hold no weight; with little shared memory small layers are shared out."""
     expression = "forward_and_gradients and not large"
-    gpu = {"D2LFAST_EMULATED_SHARED_BYTES": shared_bytes}
+    gpu = {"D2LFAST_EMULATED_SHARED_BYTES": shared_bytes, "D2LFAST_EMULATED_REGISTERS": "32768"}
     operator_tests(library, "recurrent_layer", expression, **gpu, **compiled)
 
 
@@ -101,7 +101,7 @@ def test_random_cases(library, code):
 
 
 def test_launches(library, code):
-    names = ("", "_batch_norm", "_conv2d", "_conv2d_products", "_cross_entropy", "_autotune")
+    names = ("", "_batch_norm", "_conv2d", "_conv2d_products", "_cross_entropy", "_autotune", "_recurrent")
     on_emulated_gpu(library, *(f"cuda/launches{name}.py" for name in names), **code)
 
 
@@ -121,7 +121,7 @@ def test_far_end(library, code):
 
 def test_far_end_of_kernels(library, tmp_path):
     """Winograd's transforms and the recurrent kernels, whose operators multiply matrices of that size."""
-    families = ("conv2d_winograd", "recurrent", "recurrent_grid", "recurrent_layer")
+    families = ("conv2d_winograd", "recurrent", "recurrent_cluster", "recurrent_grid", "recurrent_layer")
     program = built(tmp_path, library, "far_end", [f"{family}.kernel.o" for family in families])
     run = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -170,6 +170,13 @@ FAULTS = {
     "correct": "ran",
     "cooperative": "ran",
     "results": "right",
+    "cluster": "ran",
+    "cluster values": "right",
+    "cluster, not begun": "a block that has not begun",
+    "cluster, no barrier": "a write of shared memory that races with a read",
+    "cluster, barrier of a block": "a barrier of a cluster of another size",
+    "cluster, another block": "a block outside the cluster",
+    "cluster, odd": "launch of 3 x 1",
     **PRODUCT_FAULTS,
     "no guard": "outside a device guard",
 }
@@ -212,6 +219,18 @@ MUTATIONS = {
     "fragments in another order": (
         "conv2d_tile_products", r"(mma\.sync\S+ \{[^}]*\}, \{)([^,]*),([^,]*),", r"\1\3,\2,",
         "conv2d_products", "on_tensor_cores", "not equal",
+    ),
+    "no barrier of the cluster": (
+        "recurrent_cluster", r"barrier\.cluster\.wait\.acquire\.aligned;", "",
+        "recurrent", "clusters and 65", "a race on shared memory",
+    ),
+    "a store into its own block": (
+        "recurrent_cluster", r"mapa\.shared::cluster\.u32 (%r\d+), (%r\d+), %r\d+;", r"mov.b32 \1, \2;",
+        "recurrent", "clusters and 65", "AssertionError",
+    ),
+    "a block outside the cluster": (
+        "recurrent_cluster", r"(mapa\.shared::cluster\.u32 %r\d+, %r\d+), %r\d+;", r"\1, 2;",
+        "recurrent", "clusters and 65", "a block outside the cluster",
     ),
     "an unknown operation": (
         "cross_entropy", r"ex2\.approx", "ex3.approx", "cross_entropy", "[10", "operation ex3",

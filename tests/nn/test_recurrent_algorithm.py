@@ -60,7 +60,7 @@ def test_other_inputs():
         assert d2lfast.explain(layer, shape) == fused
     assert d2lfast.explain(d2lfast.nn.GRUCell(2, 3), (1, 2)) == {"forward": "direct", "backward": "direct"}
     names = d2lfast.explain("gru_layer", (3, 4, 5), (18, 6), device="cuda")
-    assert set(names.values()) <= {"persistent", "aten"}
+    assert set(names.values()) <= {"persistent_cluster", "aten"}
 
 
 def test_large_bfloat16_layers_are_left_to_torch(products, monkeypatch):

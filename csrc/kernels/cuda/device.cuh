@@ -85,6 +85,49 @@ __device__ __forceinline__ unsigned ballot(bool predicate) { return __ballot_syn
 // All threads of a cooperative launch.
 __device__ __forceinline__ void sync_grid() { cooperative_groups::this_grid().sync(); }
 
+// All threads of a cluster of so many blocks. Without it, no block may reach into another.
+__device__ __forceinline__ void sync_cluster(int32_t blocks) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (blocks > 1) {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::
+                     : "memory");
+    return;
+  }
+#endif
+  __syncthreads();
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+// The same address in the shared memory of the cluster's block `rank`.
+__device__ __forceinline__ unsigned address_in_cluster(const float* address, int32_t rank) {
+  unsigned there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n"
+      : "=r"(there)
+      : "r"(static_cast<unsigned>(__cvta_generic_to_shared(address))), "r"(rank));
+  return there;
+}
+#endif
+
+// Into the shared memory of the cluster's block `rank`.
+__device__ __forceinline__ void store_in_cluster(float* address, int32_t rank, float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.f32 [%0], %1;\n" ::"r"(address_in_cluster(address, rank)), "f"(value)
+               : "memory");
+#else
+  *address = value;
+#endif
+}
+__device__ __forceinline__ void store_in_cluster(float* address, int32_t rank,
+                                                 const Vector<float, 4>& value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(address_in_cluster(address, rank)),
+               "f"(value.lane[0]), "f"(value.lane[1]), "f"(value.lane[2]), "f"(value.lane[3])
+               : "memory");
+#else
+  store_shared(address, value);
+#endif
+}
+
 // 8 or 16 bytes from global to shared memory without a register; `valid` false writes zeros and reads
 // nothing.
 template <typename T>
@@ -114,6 +157,7 @@ struct LaunchShape {
   dim3 grid, block;
   size_t shared_bytes = 0;
   bool cooperative = false;
+  unsigned cluster = 1;  // blocks along x; more than one is for compute capability 9.0 and later
 };
 
 template <typename... Parameters, typename... Arguments>
@@ -134,11 +178,16 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute cooperative;
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
-  config.attrs = &cooperative;
-  config.numAttrs = shape.cooperative ? 1 : 0;
+  cudaLaunchAttribute attribute{};
+  if (shape.cooperative) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {shape.cluster, 1, 1};
+  }
+  config.attrs = &attribute;
+  config.numAttrs = shape.cooperative || shape.cluster > 1 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

@@ -9,6 +9,8 @@
 #include "device.cuh"
 #include "device_limits.h"
 #include "recurrent_layer_unit.cuh"
+#include "recurrent_step_time.h"
+#include "warp_sum.cuh"
 
 namespace d2lfast::cuda {
 namespace {
@@ -62,18 +64,6 @@ __device__ void stage(const SharedPointer<A>& to, const A* from, int64_t first, 
   wait_async<0>();
 }
 
-// Of 32 values of every lane: lane l gets the sum of the l-th over the warp, as values[0].
-template <int kWidth, typename A>
-__device__ __forceinline__ void add_over_warp(A (&values)[32], int lane) {
-  const bool upper = (lane & kWidth) != 0;
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    const A kept = upper ? values[i + kWidth] : values[i], given = upper ? values[i] : values[i + kWidth];
-    values[i] = kept + shuffle_xor(given, kWidth);
-  }
-  if constexpr (kWidth > 1) add_over_warp<kWidth / 2>(values, lane);
-}
-
 __device__ inline int32_t filled_rows(int32_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
 
 // sums [staged][filled_rows] of staged [staged][pitch] by weight [rows][pitch]: the lanes of a warp share out
@@ -112,7 +102,7 @@ __device__ void multiply(const SharedPointer<Compute<T>>& sums, const SharedPoin
         }
       }
     }
-    add_over_warp<16>(sum, lane);
+    add_over_lanes<16>(sum, lane);
     sums[(sequence + lane % kTileSequences) * filled + row + lane / kTileSequences] = sum[0];
   }
 }
@@ -171,14 +161,14 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int32_t sequence = own.sequence + done + s, unit = own.unit + u;
         A state = staged[s * pitch + unit];
         if (sequence < now.count) {
-          A sum[G];
+          const auto input = input_gates<T, G>(p, now.offset + sequence, unit);
+          Gates<A, G> sum = bias_gates<T, G>(p, unit);
 #pragma unroll
-          for (int g = 0; g < G; ++g) sum[g] = sums[s * filled + g * own.units + u];
+          for (int g = 0; g < G; ++g) sum.of[g] += sums[s * filled + g * own.units + u];
           const int64_t row = now.offset + sequence, at = static_cast<int64_t>(sequence) * hidden + unit;
           A cell = G == 4 ? cells[at] : A(0);
-          state = forward_unit<T, G>(p, row, unit, state, sum, cell);
+          state = forward_step<T, G>(p, row, unit, state, input, sum, cell);
           if (G == 4) cells[at] = cell;
-          *element<T>(p.output, row * p.output_row + unit) = from_compute<T>(state);
         }
         after[static_cast<int64_t>(sequence) * pitch + unit] = state;
       }
@@ -230,16 +220,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     A* of_step = gates + step % 2 * size;
     own.visit([&](int32_t sequence, int32_t unit) {
       const int64_t at = static_cast<int64_t>(sequence) * hidden + unit;
-      A recurrent[G] = {};
+      Gates<A, G> recurrent = {};
       if (sequence < now.count) {
         A grad = grads[at], grad_cell = G == 4 ? grad_cells[at] : A(0);
-        backward_step<T, G>(p, now, before, sequence, unit, grad, grad_cell, recurrent);
+        const auto kept = kept_of<T, G>(p, now, before, sequence, unit);
+        recurrent = backward_step<T, G>(p, now.offset + sequence, unit, kept, grad, grad_cell);
         grads[at] = grad;
         if (G == 4) grad_cells[at] = grad_cell;
       }
 #pragma unroll
       for (int g = 0; g < G; ++g) {
-        of_step[static_cast<int64_t>(sequence) * pitch + g * hidden + unit] = recurrent[g];
+        of_step[static_cast<int64_t>(sequence) * pitch + g * hidden + unit] = recurrent.of[g];
       }
     });
     sync_grid();
@@ -348,18 +339,11 @@ cudaError_t run(const RecurrentLayerParams& p, void* workspace, DType dtype, cud
                           true};
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto kernel = [&](auto gates) {
+    return with_gates(p.mode, [&](auto gates) {
       constexpr int G = decltype(gates)::value;
-      return kBackward ? recurrent_grid_backward<T, G> : recurrent_grid<T, G>;
-    };
-    switch (p.mode) {
-      case LayerMode::kGRU:
-        return launch(kernel(std::integral_constant<int, 3>{}), shape, stream, p, workspace, plan.share);
-      case LayerMode::kLSTM:
-        return launch(kernel(std::integral_constant<int, 4>{}), shape, stream, p, workspace, plan.share);
-      default:
-        return launch(kernel(std::integral_constant<int, 1>{}), shape, stream, p, workspace, plan.share);
-    }
+      const auto kernel = kBackward ? recurrent_grid_backward<T, G> : recurrent_grid<T, G>;
+      return launch(kernel, shape, stream, p, workspace, plan.share);
+    });
   });
 }
 
@@ -374,17 +358,13 @@ int64_t recurrent_grid_workspace(LayerMode mode, int64_t hidden, int64_t batch, 
 }
 
 bool recurrent_grid_wins(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, bool training) {
-  constexpr double kBarrier = 1500, kLaunch = 2500, kCycle = 1 / 1.75;        // ns
-  constexpr double kCacheBytes = 5500, kProducts = 400000, kDoubles = 60000;  // a ns: bytes, operations
+  constexpr double kBarrier = 1500;  // ns
   if (recurrent_grid_workspace(mode, hidden, batch, dtype) == 0) return false;
-  const double weight = static_cast<double>(layer_gates(mode) * hidden * hidden);
-  const double rate = dtype == DType::kFloat64 ? kDoubles : kProducts;
-  const double native = 2 * kLaunch + std::max(weight * static_cast<double>(bytes_of(dtype)) / kCacheBytes,
-                                               2 * weight * static_cast<double>(batch) / rate);
   const auto step = [&](bool backward) {
     return kBarrier + kCycle * plan_of(mode, hidden, batch, dtype, backward).cycles;
   };
-  return step(false) + (training ? step(true) : 0) < native * (training ? 2 : 1);
+  return step(false) + (training ? step(true) : 0) <
+         native_step(mode, hidden, batch, dtype) * (training ? 2 : 1);
 }
 
 cudaError_t launch_recurrent_grid(const RecurrentLayerParams& params, void* workspace, DType dtype,

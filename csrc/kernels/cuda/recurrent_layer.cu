@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto before = states + s % 2 * size, after = states + (s + 1) % 2 * size;
     for (int32_t item = threadIdx.x; item < size / kSequences; item += kThreads) {
       const int32_t unit = item % hidden, r = item / hidden * kSequences;
-      A sum[kSequences][G] = {};
+      Gates<A, G> sum[kSequences] = {};
       for (int32_t k = 0; k < hidden; ++k) {
         A state[kSequences];
 #pragma unroll
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           const T stored = weight[k * width + g * hidden + unit];
           const A factor = to_compute(stored);
 #pragma unroll
-          for (int i = 0; i < kSequences; ++i) sum[i][g] = fma(state[i], factor, sum[i][g]);
+          for (int i = 0; i < kSequences; ++i) sum[i].of[g] = fma(state[i], factor, sum[i].of[g]);
         }
       }
 #pragma unroll
@@ -58,10 +58,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (sequence < now.count) {
           const int64_t row = now.offset + sequence;
           A cell = cells[at];
-          state = forward_unit<T, G>(p, row, unit, state, sum[i], cell);
+          const auto input = input_gates<T, G>(p, row, unit), bias = bias_gates<T, G>(p, unit);
+#pragma unroll
+          for (int g = 0; g < G; ++g) sum[i].of[g] += bias.of[g];
+          state = forward_step<T, G>(p, row, unit, state, input, sum[i], cell);
           if (G == 4) cells[at] = cell;
-          const T rounded = from_compute<T>(state);
-          *element<T>(p.output, row * p.output_row + unit) = rounded;
         }
         after[at] = state;
       }
@@ -102,15 +103,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Step before = step_before(p, now);
     for (int32_t i = threadIdx.x; i < size; i += kThreads) {
       const int32_t r = i / hidden, unit = i - r * hidden, sequence = first + r;
-      A recurrent[G] = {};
+      Gates<A, G> recurrent = {};
       if (sequence < now.count) {
         A grad = grads[i], grad_cell = grad_cells[i];
-        backward_step<T, G>(p, now, before, sequence, unit, grad, grad_cell, recurrent);
+        const auto kept = kept_of<T, G>(p, now, before, sequence, unit);
+        recurrent = backward_step<T, G>(p, now.offset + sequence, unit, kept, grad, grad_cell);
         grads[i] = grad;
         if (G == 4) grad_cells[i] = grad_cell;
       }
 #pragma unroll
-      for (int g = 0; g < G; ++g) gates[r * width + g * hidden + unit] = recurrent[g];
+      for (int g = 0; g < G; ++g) gates[r * width + g * hidden + unit] = recurrent.of[g];
     }
     __syncthreads();
     for (int32_t item = threadIdx.x; item < size / kSequences; item += kThreads) {
@@ -169,18 +171,11 @@ cudaError_t run(const RecurrentLayerParams& p, DType dtype, cudaStream_t stream)
                           static_cast<size_t>(shared_bytes(p.mode, p.hidden, dtype, rows, kBackward))};
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto kernel = [&](auto gates) {
+    return with_gates(p.mode, [&](auto gates) {
       constexpr int G = decltype(gates)::value;
-      return kBackward ? recurrent_layer_backward<T, G> : recurrent_layer<T, G>;
-    };
-    switch (p.mode) {
-      case LayerMode::kGRU:
-        return launch(kernel(std::integral_constant<int, 3>{}), shape, stream, p, rows);
-      case LayerMode::kLSTM:
-        return launch(kernel(std::integral_constant<int, 4>{}), shape, stream, p, rows);
-      default:
-        return launch(kernel(std::integral_constant<int, 1>{}), shape, stream, p, rows);
-    }
+      const auto kernel = kBackward ? recurrent_layer_backward<T, G> : recurrent_layer<T, G>;
+      return launch(kernel, shape, stream, p, rows);
+    });
   });
 }
 

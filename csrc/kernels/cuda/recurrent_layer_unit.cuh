@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "recurrent_element.cuh"
 #include "recurrent_layer.h"
 
@@ -33,31 +35,56 @@ __device__ inline Step step_before(const RecurrentLayerParams& p, const Step& no
   return t >= 0 && t < p.steps ? step_at(p, t) : Step{t, 0, 0};
 }
 
-// One sequence's unit: sums[g] of the recurrent products become the new hidden state.
+// What the gates of a unit get in one step, from the input or from the states.
+template <typename A, int G>
+struct Gates {
+  A of[G];
+};
+
+// The input's products, with b_ih.
 template <typename T, int G>
-__device__ Compute<T> forward_unit(const RecurrentLayerParams& p, int64_t row, int32_t unit, Compute<T> state,
-                                   const Compute<T> (&sums)[G], Compute<T>& cell) {
+__device__ Gates<Compute<T>, G> input_gates(const RecurrentLayerParams& p, int64_t row, int32_t unit) {
+  Gates<Compute<T>, G> gates;
+#pragma unroll
+  for (int g = 0; g < G; ++g) {
+    gates.of[g] = *element<Compute<T>>(p.products, (row * G + g) * p.hidden + unit);
+  }
+  return gates;
+}
+
+// b_hh.
+template <typename T, int G>
+__device__ Gates<Compute<T>, G> bias_gates(const RecurrentLayerParams& p, int32_t unit) {
+  Gates<Compute<T>, G> gates;
+#pragma unroll
+  for (int g = 0; g < G; ++g) gates.of[g] = value_or_zero<T>(p.bias, g * p.hidden + unit);
+  return gates;
+}
+
+// A sequence's unit in a step: stores its output and what backward reads, moves the cell state on and returns
+// the new hidden state. `recurrent`: the states' products, with b_hh.
+template <typename T, int G>
+__device__ Compute<T> forward_step(const RecurrentLayerParams& p, int64_t row, int32_t unit, Compute<T> state,
+                                   const Gates<Compute<T>, G>& input, const Gates<Compute<T>, G>& recurrent,
+                                   Compute<T>& cell) {
   using A = Compute<T>;
   const int32_t hidden = p.hidden;
-  const auto input = [&](int g) { return *element<A>(p.products, row * G * hidden + g * hidden + unit); };
-  const auto recurrent = [&](int g) { return sums[g] + value_or_zero<T>(p.bias, g * hidden + unit); };
+  const auto sum = [&](int g) { return input.of[g] + recurrent.of[g]; };
   A* saved = p.saved == nullptr ? nullptr : element<A>(p.saved, row * 4 * hidden + unit);
   if constexpr (G == 1) {
-    return rnn_unit(input(0) + recurrent(0),
-                    p.mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU);
+    state = rnn_unit(sum(0), p.mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU);
   } else if constexpr (G == 3) {
     GRUUnit<A> u;
-    u.forward(input(0) + recurrent(0), input(1) + recurrent(1), input(2), recurrent(2));
+    u.forward(sum(0), sum(1), input.of[2], recurrent.of[2]);
     if (saved != nullptr) {
       saved[0] = u.r;
       saved[hidden] = u.z;
       saved[2 * hidden] = u.n;
       saved[3 * hidden] = u.candidate;
     }
-    return u.output(state);
+    state = u.output(state);
   } else {
-    const auto u = LSTMUnit<A>::of(input(0) + recurrent(0), input(1) + recurrent(1), input(2) + recurrent(2),
-                                   input(3) + recurrent(3));
+    const auto u = LSTMUnit<A>::of(sum(0), sum(1), sum(2), sum(3));
     cell = u.cell(cell);
     if (saved != nullptr) {
       saved[0] = u.i;
@@ -66,73 +93,96 @@ __device__ Compute<T> forward_unit(const RecurrentLayerParams& p, int64_t row, i
       saved[3 * hidden] = u.o;
       *element<A>(p.cells, row * hidden + unit) = cell;
     }
-    return u.o * tanh(cell);
+    state = u.o * tanh(cell);
   }
+  *element<T>(p.output, row * p.output_row + unit) = from_compute<T>(state);
+  return state;
 }
 
-// Gradients before the activations of one sequence's unit; returns the part of the old state's gradient that
-// bypasses the recurrent products.
+// What backward reads of a unit in a step. G of 1: its output; GRU: saved, the old state; LSTM: saved, the
+// old cell state and the new one.
+template <typename A, int G>
+struct Kept {
+  A grad_output, saved[4], old, now;
+};
+
 template <typename T, int G>
-__device__ Compute<T> backward_unit(const RecurrentLayerParams& p, const Step& now, const Step& before,
-                                    int32_t sequence, int32_t unit, Compute<T> grad, Compute<T>& grad_cell,
-                                    Compute<T> (&gates)[G], Compute<T> (&hidden_gates)[G]) {
+__device__ Kept<Compute<T>, G> kept_of(const RecurrentLayerParams& p, const Step& now, const Step& before,
+                                       int32_t sequence, int32_t unit) {
   using A = Compute<T>;
   const int32_t hidden = p.hidden;
   const int64_t row = now.offset + sequence, start = static_cast<int64_t>(sequence) * hidden + unit;
-  const bool carried = sequence < before.count;
   const int64_t old_row = before.offset + sequence;
-  const A* saved = element<A>(p.saved, row * 4 * hidden + unit);
-  A direct = 0;
+  const bool carried = sequence < before.count;
+  const auto output = [&](int64_t r) {
+    return to_compute(*element<T>(static_cast<const void*>(p.output), r * p.output_row + unit));
+  };
+  const auto cell = [&](int64_t r) {
+    return *element<A>(static_cast<const void*>(p.cells), r * hidden + unit);
+  };
+  Kept<A, G> kept;
+  kept.grad_output = value_or_zero<T>(p.grad_output, row * p.grad_output_row + unit);
   if constexpr (G == 1) {
-    const A output = to_compute(*element<T>(static_cast<const void*>(p.output), row * p.output_row + unit));
-    gates[0] =
-        rnn_unit_gradient(grad, output, p.mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU);
-    hidden_gates[0] = gates[0];
-  } else if constexpr (G == 3) {
-    const A old =
-        to_compute(carried ? *element<T>(static_cast<const void*>(p.output), old_row * p.output_row + unit)
-                           : *element<T>(p.h_0, start));
-    const GRUUnit<A> u{saved[0], saved[hidden], saved[2 * hidden], saved[3 * hidden]};
-    const GRUUnitGradient<A> g(grad, u, old);
-    gates[0] = hidden_gates[0] = g.r;
-    gates[1] = hidden_gates[1] = g.z;
-    gates[2] = g.n;
-    hidden_gates[2] = g.hidden_n;
-    direct = g.state;
+    kept.now = output(row);
   } else {
-    const A old =
-        carried ? *element<A>(p.cells, old_row * hidden + unit) : to_compute(*element<T>(p.c_0, start));
-    const LSTMUnit<A> u{saved[0], saved[hidden], saved[2 * hidden], saved[3 * hidden]};
-    const LSTMUnitGradient<A> g(grad, grad_cell, u, old, *element<A>(p.cells, row * hidden + unit));
-    gates[0] = g.i;
-    gates[1] = g.f;
-    gates[2] = g.g;
-    gates[3] = g.o;
+    const A* saved = element<A>(static_cast<const void*>(p.saved), row * 4 * hidden + unit);
 #pragma unroll
-    for (int i = 0; i < G; ++i) hidden_gates[i] = gates[i];
-    grad_cell = g.cell;
+    for (int i = 0; i < 4; ++i) kept.saved[i] = saved[i * hidden];
   }
-  return direct;
+  if constexpr (G == 3) kept.old = carried ? output(old_row) : to_compute(*element<T>(p.h_0, start));
+  if constexpr (G == 4) {
+    kept.old = carried ? cell(old_row) : to_compute(*element<T>(p.c_0, start));
+    kept.now = cell(row);
+  }
+  return kept;
 }
 
-// A sequence's unit in a step of backward: adds the gradient of its output, stores those of its gates, and
-// moves the gradients of its state and cell state on. hidden_gates: what goes through the recurrent products.
+// A sequence's unit in a step of backward: stores the gradients of its gates and moves those of its state and
+// cell state on; that of the state lacks what goes through the recurrent products. Returns the gradients of
+// these products.
 template <typename T, int G>
-__device__ void backward_step(const RecurrentLayerParams& p, const Step& now, const Step& before,
-                              int32_t sequence, int32_t unit, Compute<T>& grad, Compute<T>& grad_cell,
-                              Compute<T> (&hidden_gates)[G]) {
+__device__ Gates<Compute<T>, G> backward_step(const RecurrentLayerParams& p, int64_t row, int32_t unit,
+                                              const Kept<Compute<T>, G>& kept, Compute<T>& grad,
+                                              Compute<T>& grad_cell) {
   using A = Compute<T>;
-  const int64_t row = now.offset + sequence;
-  A gates[G] = {}, given = grad;
-  if (p.grad_output != nullptr) {
-    given += to_compute(*element<T>(p.grad_output, row * p.grad_output_row + unit));
+  const A given = grad + kept.grad_output;
+  Gates<A, G> gates, hidden_gates;
+  grad = 0;
+  if constexpr (G == 1) {
+    gates.of[0] = rnn_unit_gradient(given, kept.now,
+                                    p.mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU);
+    hidden_gates = gates;
+  } else if constexpr (G == 3) {
+    const GRUUnit<A> u{kept.saved[0], kept.saved[1], kept.saved[2], kept.saved[3]};
+    const GRUUnitGradient<A> g(given, u, kept.old);
+    gates = {g.r, g.z, g.n};
+    hidden_gates = {g.r, g.z, g.hidden_n};
+    grad = g.state;
+  } else {
+    const LSTMUnit<A> u{kept.saved[0], kept.saved[1], kept.saved[2], kept.saved[3]};
+    const LSTMUnitGradient<A> g(given, grad_cell, u, kept.old, kept.now);
+    hidden_gates = gates = {g.i, g.f, g.g, g.o};
+    grad_cell = g.cell;
   }
-  grad = backward_unit<T, G>(p, now, before, sequence, unit, given, grad_cell, gates, hidden_gates);
 #pragma unroll
   for (int g = 0; g < G; ++g) {
     const int64_t to = (row * G + g) * p.hidden + unit;
-    *element<A>(p.grad_gates, to) = gates[g];
-    if (G == 3) *element<A>(p.grad_hidden_gates, to) = hidden_gates[g];
+    *element<A>(p.grad_gates, to) = gates.of[g];
+    if (G == 3) *element<A>(p.grad_hidden_gates, to) = hidden_gates.of[g];
+  }
+  return hidden_gates;
+}
+
+// body(number of gates), as a type.
+template <typename Body>
+cudaError_t with_gates(LayerMode mode, Body&& body) {
+  switch (mode) {
+    case LayerMode::kGRU:
+      return body(std::integral_constant<int, 3>{});
+    case LayerMode::kLSTM:
+      return body(std::integral_constant<int, 4>{});
+    default:
+      return body(std::integral_constant<int, 1>{});
   }
 }
 

@@ -1,5 +1,3 @@
-#include "../../kernels/cuda/recurrent_grid.h"
-
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
@@ -13,14 +11,16 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "../../kernels/cuda/recurrent_cluster.h"
+#include "../../kernels/cuda/recurrent_grid.h"
 #include "../dtype.h"
 #include "../recurrent_layer.h"
 #include "../recurrent_reference.h"
 #include "runtime.h"
 
 // Layers over whole sequences: the products that do not wait for a state are torch's, over all steps at once;
-// the recurrence is one persistent kernel for each direction, of blocks with sequences of their own or, where
-// the recurrent weight is larger than a block's shared memory, of blocks that share out the units.
+// the recurrence is one persistent kernel for each direction, of blocks with sequences of their own or of
+// blocks that share out the units, of a cluster or of the whole grid.
 
 namespace d2lfast::ops {
 
@@ -67,17 +67,24 @@ struct Call {
     }
   }
 
-  // Whether the blocks take sequences through time alone.
+  // Whether clusters take sequences through time, with the recurrent weight in registers.
+  bool clusters() const { return cuda::recurrent_cluster_fits(mode_of(layer), layer.hidden, dtype); }
+  // Whether blocks do alone, with the weight in shared memory.
   bool alone() const { return cuda::recurrent_layer_fits(mode_of(layer), layer.hidden, dtype); }
-  // Elements that blocks exchange.
+  // Elements that blocks of a grid exchange.
   int64_t exchanged() const {
     return cuda::recurrent_grid_workspace(mode_of(layer), layer.hidden, layer.batch, dtype);
   }
   // Whether a persistent kernel takes the layer; else torch's operators compute it step by step (`aten`).
-  bool fits() const { return !layer.projected && (alone() || exchanged() > 0); }
+  bool fits() const { return !layer.projected && (clusters() || alone() || exchanged() > 0); }
 
   void launch(const cuda::RecurrentLayerParams& p, bool backward) const {
     const cudaStream_t stream = current_stream();
+    if (clusters()) {
+      const auto run = backward ? cuda::launch_recurrent_cluster_backward : cuda::launch_recurrent_cluster;
+      C10_CUDA_CHECK(run(p, dtype, stream));
+      return;
+    }
     if (alone()) {
       const auto run = backward ? cuda::launch_recurrent_layer_backward : cuda::launch_recurrent_layer;
       C10_CUDA_CHECK(run(p, dtype, stream));
@@ -329,13 +336,17 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
   return {grad_input, grad_hx, grad_cx, grads};
 }
 
-// What is expected to be fastest: "persistent", "persistent_grid" or torch's own layer, "aten".
+// What is expected to be fastest: "persistent_cluster", "persistent", "persistent_grid" or torch's own layer,
+// "aten".
 std::string algorithm(std::string_view mode_name, int64_t batch, int64_t hidden, at::ScalarType type,
                       bool training) {
   const DType dtype = type == at::kDouble  ? DType::kFloat64
                       : type == at::kFloat ? DType::kFloat32
                                            : DType::kFloat16;
   const auto mode = static_cast<cuda::LayerMode>(recurrent_mode(mode_name));
+  if (cuda::recurrent_cluster_fits(mode, hidden, dtype)) {
+    return cuda::recurrent_cluster_wins(mode, hidden, batch, dtype, training) ? "persistent_cluster" : "aten";
+  }
   if (cuda::recurrent_layer_fits(mode, hidden, dtype)) return "persistent";
   return cuda::recurrent_grid_wins(mode, hidden, batch, dtype, training) ? "persistent_grid" : "aten";
 }

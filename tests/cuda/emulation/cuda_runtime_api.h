@@ -23,6 +23,7 @@ struct dim3 {
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrGlobalMemoryBusWidth = 37,
+  cudaDevAttrMaxRegistersPerBlock = 12,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
@@ -49,8 +50,11 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = emulated_limit("D2LFAST_EMULATED_SHARED_BYTES", 227 * 1024);
       return cudaSuccess;
+    case cudaDevAttrMaxRegistersPerBlock:
+      *value = emulated_limit("D2LFAST_EMULATED_REGISTERS", 65536);
+      return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
-      *value = 9;
+      *value = emulated_limit("D2LFAST_EMULATED_CAPABILITY", 90) / 10;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
       *value = 0;

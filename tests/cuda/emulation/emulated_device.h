@@ -22,10 +22,11 @@ using emulation::Grid;
 template <typename T>
 class SharedElement {
  public:
-  SharedElement(T* value, emulation::Shadow* shadow) : value_(value), shadow_(shadow) {}
+  SharedElement(T* value, emulation::Shadow* shadow, const emulation::Block* block)
+      : value_(value), shadow_(shadow), block_(block) {}
   operator T() const {
     const auto& thread = *Grid::get().current;
-    const int64_t now = thread.block->barrier.epoch;
+    const int64_t now = block_->barrier.epoch;
     if (shadow_->copies > 0) Grid::get().fail("a read of shared memory during an asynchronous copy");
     if (!shadow_->initialised) Grid::get().fail("a read of shared memory that nobody wrote");
     if (shadow_->written_at == now && shadow_->writer != thread.linear) {
@@ -38,8 +39,8 @@ class SharedElement {
   }
   const SharedElement& operator=(const T& value) const {
     check_write();
-    shadow_->writer = Grid::get().current->linear;
-    shadow_->written_at = Grid::get().current->block->barrier.epoch;
+    shadow_->writer = thread();
+    shadow_->written_at = block_->barrier.epoch;
     shadow_->initialised = true;
     *value_ = value;
     return *this;
@@ -57,21 +58,28 @@ class SharedElement {
   }
 
  private:
+  // In the cluster, those of the element's block first.
+  int thread() const {
+    const auto& current = *Grid::get().current;
+    if (current.block == block_) return current.linear;
+    const unsigned rank = current.block->index.x % Grid::get().shape.cluster;
+    return static_cast<int>(1 + rank) * 1024 + current.linear;
+  }
   void check_write() const {
-    const auto& thread = *Grid::get().current;
-    const int64_t now = thread.block->barrier.epoch;
+    const int64_t now = block_->barrier.epoch;
     if (shadow_->copies > 0) Grid::get().fail("a write of shared memory during an asynchronous copy");
-    if (shadow_->written_at == now && shadow_->writer != thread.linear) {
+    if (shadow_->written_at == now && shadow_->writer != thread()) {
       Grid::get().fail("a write of shared memory that races with a write of thread " +
                        std::to_string(shadow_->writer));
     }
-    if (shadow_->read_at == now && shadow_->reader != thread.linear) {
+    if (shadow_->read_at == now && shadow_->reader != thread()) {
       Grid::get().fail("a write of shared memory that races with a read");
     }
   }
 
   T* value_;
   emulation::Shadow* shadow_;
+  const emulation::Block* block_;
 };
 
 template <typename T>
@@ -84,12 +92,18 @@ class SharedPointer {
     if (at < 0 || at >= static_cast<int64_t>(memory_->shadow.size())) {
       Grid::get().fail("an access outside shared memory");
     }
-    return {reinterpret_cast<T*>(memory_->data) + at, &memory_->shadow[at]};
+    return {reinterpret_cast<T*>(memory_->data) + at, &memory_->shadow[at], memory_->block};
   }
   SharedPointer operator+(int64_t i) const { return {memory_, offset_ + i}; }
   void begin_copy(int64_t i) const { (*this)[i].begin_copy(); }
   void end_copy(int64_t i, const T& value) const { (*this)[i].end_copy(value); }
   int64_t offset() const { return offset_; }
+  // The same place in another block's memory.
+  SharedPointer in(emulation::Block& block) const {
+    const auto known = block.shared.find({"", 0, typeid(T)});
+    if (known == block.shared.end()) Grid::get().fail("an access to a block that has not begun");
+    return {&known->second, offset_};
+  }
 
  private:
   emulation::SharedMemory* memory_ = nullptr;
@@ -100,6 +114,7 @@ template <typename T>
 SharedPointer<T> shared_array(const char* name, int line, int64_t count) {
   auto& memory = Grid::get().current->block->shared[{name, line, typeid(T)}];
   if (memory.shadow.empty()) {
+    memory.block = Grid::get().current->block;
     memory.bytes.resize(count * sizeof(T), 0xa5);
     memory.data = memory.bytes.data();
     memory.shadow.resize(count);
@@ -114,6 +129,7 @@ SharedPointer<T> dynamic_shared() {
   if (memory.data == nullptr) {
     const size_t bytes = Grid::get().shape.shared_bytes;
     if (block.dynamic.empty()) block.dynamic.resize(bytes, 0xa5);
+    memory.block = &block;
     memory.data = block.dynamic.data();
     memory.shadow.resize(bytes / sizeof(T));
   }
@@ -169,6 +185,15 @@ inline unsigned ballot(bool predicate) {
 inline void prefetch(const void*) {}
 
 inline void sync_grid() { Grid::get().sync_grid(); }
+inline void sync_cluster(int32_t blocks) { Grid::get().sync_cluster(blocks); }
+
+// Of dynamic memory.
+inline void store_in_cluster(SharedPointer<float> address, int32_t rank, float value) {
+  address.in(Grid::get().block_of_cluster(static_cast<unsigned>(rank)))[0] = value;
+}
+inline void store_in_cluster(SharedPointer<float> address, int32_t rank, const Vector<float, 4>& value) {
+  store_shared(address.in(Grid::get().block_of_cluster(static_cast<unsigned>(rank))), value);
+}
 
 // The copy is made when the thread waits for it, and not before.
 template <int kBytes, typename Pointer, typename T>

@@ -13,6 +13,7 @@
 
 #include "../../../csrc/kernels/cuda/conv2d_winograd.h"
 #include "../../../csrc/kernels/cuda/recurrent.h"
+#include "../../../csrc/kernels/cuda/recurrent_cluster.h"
 #include "../../../csrc/kernels/cuda/recurrent_grid.h"
 #include "../../../csrc/kernels/cuda/recurrent_layer.h"
 #include "grid.h"
@@ -252,6 +253,12 @@ void all_layers() {
         [](const RecurrentLayerParams& p) { return launch_recurrent_layer(p, DType::kFloat32, nullptr); },
         [](const RecurrentLayerParams& p) {
           return launch_recurrent_layer_backward(p, DType::kFloat32, nullptr);
+        });
+    layers(
+        name + " cluster", mode,
+        [](const RecurrentLayerParams& p) { return launch_recurrent_cluster(p, DType::kFloat32, nullptr); },
+        [](const RecurrentLayerParams& p) {
+          return launch_recurrent_cluster_backward(p, DType::kFloat32, nullptr);
         });
     Memory workspace(recurrent_grid_workspace(mode, 8, 5, DType::kFloat32));
     layers(

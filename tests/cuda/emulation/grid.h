@@ -33,6 +33,7 @@ struct Shadow {
 
 // An array, or dynamic memory as elements of one type: of all types it has the same bytes.
 struct SharedMemory {
+  struct Block* block = nullptr;
   unsigned char* data = nullptr;
   std::vector<unsigned char> bytes;  // of an array
   std::vector<Shadow> shadow;        // by elements
@@ -73,6 +74,10 @@ struct Launch {
   dim3 grid, block;
   size_t shared_bytes = 0;
   bool cooperative = false;
+  unsigned cluster = 1;
+
+  int64_t blocks() const { return int64_t{1} * grid.x * grid.y * grid.z; }
+  int64_t blocks_together() const { return cooperative ? blocks() : cluster; }
 };
 
 struct Argument {
@@ -106,9 +111,8 @@ class Grid {
     running_ = true;
     shape = launch;
     begin_global(launch.block.x * launch.block.y * launch.block.z);
-    const int64_t blocks = int64_t{1} * launch.grid.x * launch.grid.y * launch.grid.z;
-    const int64_t together = launch.cooperative ? blocks : 1;
-    const int64_t least = far && !launch.cooperative && blocks > kFarBlocks ? blocks - 1 : 0;
+    const int64_t blocks = launch.blocks(), together = launch.blocks_together();
+    const int64_t least = far && blocks > kFarBlocks ? blocks - together : 0;
     try {
       if (compiled != nullptr) {
         compiled(kernel, launch, least, arguments);
@@ -134,6 +138,18 @@ class Grid {
     if (!shape.cooperative) fail("a grid barrier in a launch that is not cooperative");
     sync_block();
     wait(grid_barrier_, live_);
+  }
+  void sync_cluster(int64_t blocks) {
+    if (blocks != shape.cluster) fail("a barrier of a cluster of another size");
+    if (blocks == 1) return sync_block();
+    if (cluster_barrier_.arrived + 1 == live_) {
+      for (Block& block : blocks_) ++block.barrier.epoch;
+    }
+    wait(cluster_barrier_, live_);
+  }
+  Block& block_of_cluster(unsigned rank) {
+    if (rank >= shape.cluster) fail("a block outside the cluster");
+    return blocks_[rank];
   }
   Warp& warp() { return current->block->warps[current->linear / kWarp]; }
   void sync_warp() { wait(warp().barrier, warp().live); }
@@ -171,7 +187,8 @@ class Grid {
     const bool fits = l.grid.x >= 1 && l.grid.y >= 1 && l.grid.z >= 1 && l.grid.x <= 0x7fffffffu &&
                       l.grid.y <= 65535 && l.grid.z <= 65535 && l.block.z <= 64 &&
                       l.block.x * l.block.y * l.block.z >= 1 && l.block.x * l.block.y * l.block.z <= 1024 &&
-                      l.shared_bytes <= 227 * 1024;
+                      l.cluster >= 1 && l.cluster <= 8 && l.grid.x % l.cluster == 0 &&
+                      !(l.cooperative && l.cluster > 1) && l.shared_bytes <= 227 * 1024;
     if (!fits) {
       throw std::runtime_error("emulated GPU: launch of " + std::to_string(l.grid.x) + " x " +
                                std::to_string(l.grid.y) + " x " + std::to_string(l.grid.z) + " blocks of " +
@@ -208,12 +225,12 @@ class Grid {
   void run_blocks(int64_t begin, int64_t end, unsigned number, const std::function<void()>& body) {
     const dim3 &g = shape.grid, &b = shape.block;
     const unsigned size = b.x * b.y * b.z;
-    std::vector<Block> blocks(end - begin);
-    while (threads_.size() < blocks.size() * size) threads_.push_back(std::make_unique<Thread>());
-    live_ = static_cast<unsigned>(blocks.size() * size);
-    grid_barrier_ = {};
+    blocks_ = std::vector<Block>(end - begin);
+    while (threads_.size() < blocks_.size() * size) threads_.push_back(std::make_unique<Thread>());
+    live_ = static_cast<unsigned>(blocks_.size() * size);
+    grid_barrier_ = cluster_barrier_ = {};
     for (int64_t i = begin; i < end; ++i) {
-      Block& block = blocks[i - begin];
+      Block& block = blocks_[i - begin];
       block.index = {static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y),
                      static_cast<unsigned>(i / g.x / g.y)};
       block.live = size;
@@ -233,7 +250,7 @@ class Grid {
     size_t left = live_;
     while (left > 0) {
       bool progress = false;
-      for (size_t first = blocks.size() * size; first > 0;) {
+      for (size_t first = blocks_.size() * size; first > 0;) {
         first -= size;
         do {
           progress_ = false;
@@ -255,11 +272,12 @@ class Grid {
       current = nullptr;
       if (!progress) fail("a barrier or warp collective that not all threads reach");
     }
-    for (const Block& block : blocks) check_shared(block);
+    for (const Block& block : blocks_) check_shared(block);
   }
 
+  std::vector<Block> blocks_;  // that run together
   std::vector<std::unique_ptr<Thread>> threads_;
-  Rendezvous grid_barrier_;
+  Rendezvous grid_barrier_, cluster_barrier_;
   unsigned live_ = 0;
   bool progress_ = false, running_ = false;
 };

@@ -289,7 +289,7 @@ Run by_access(const std::vector<std::string>& operation, Body&& body) {
     if (part == "v2") count = 2;
     if (part == "v4") count = 4;
     if (part == "v8") count = 8;
-    if (part == "shared") space = Space::kShared;
+    if (part == "shared" || part == "shared::cluster") space = Space::kShared;
     if (part == "param") space = Space::kParameter;
     if (part == "local" || part == "const") unknown(operation);
   }
@@ -323,6 +323,10 @@ void add_atomically(Warp& w, const Instruction& i, uint32_t lanes) {
     ++w.grid->arrivals;
   });
 }
+
+struct InBlock {
+  uint32_t operator()(uint32_t address, uint32_t rank) const { return (rank + 1) << kRankBits | address; }
+};
 
 void nothing(Warp&, const Instruction&, uint32_t) {}
 void stop(Warp&, const Instruction&, uint32_t) { throw std::runtime_error("a trap"); }
@@ -476,6 +480,7 @@ Run run_of(const std::vector<std::string>& o) {
   for (const char* other : {"prefetch", "fence", "bra", "ret", "bar", "barrier"}) {
     if (name == other) return nothing;
   }
+  if (name == "mapa" && o[1] == "shared::cluster" && type == "u32") return binary<uint32_t, InBlock>;
   if (name == "trap") return stop;
   if (name == "call") return fail_assertion;
   if (const Run run = warp_instruction(o)) return run;
@@ -491,6 +496,10 @@ void set_operation(Instruction& instruction, const std::vector<std::string>& ope
   if (name == "bra") instruction.kind = Kind::kBranch;
   if (name == "ret") instruction.kind = Kind::kExit;
   if (name == "bar" || name == "barrier") instruction.kind = Kind::kBarrier;
+  if (name == "barrier" && operation[1] == "cluster") {
+    // As if a warp arrived where it waits: kernels have nothing between the two.
+    instruction.kind = operation[2] == "wait" ? Kind::kClusterBarrier : Kind::kPlain;
+  }
   if (name == "ld" && operation[1] == "acquire") instruction.kind = Kind::kYield;
   const bool copies =
       name == "cp" && (operation.back() == "commit_group" || operation.back() == "wait_group");

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kIdleTurns = 10000;  // of a grid whose blocks wait for each other
 
-enum class State { kRuns, kYielded, kAtBarrier, kEnded };
+enum class State { kRuns, kYielded, kAtBarrier, kAtClusterBarrier, kEnded };
 
 // Runs a warp's lanes, those that are furthest behind together, until all are at a barrier or have ended.
 State run(Warp& w, const Program& program) {
@@ -74,9 +74,9 @@ State run(Warp& w, const Program& program) {
         w.waiting = 0;
         lanes = here;
         other = INT32_MAX;
-        if (i.kind == Kind::kBarrier) {
+        if (i.kind == Kind::kBarrier || i.kind == Kind::kClusterBarrier) {
           set(lanes, pc + 1);
-          return State::kAtBarrier;
+          return i.kind == Kind::kBarrier ? State::kAtBarrier : State::kAtClusterBarrier;
         }
         i.run(w, i, lanes);
         ++pc;
@@ -89,7 +89,7 @@ State run(Warp& w, const Program& program) {
   }
 }
 
-// A launch's blocks, of which those of a cooperative one run together.
+// A launch's blocks, of which those of a cooperative one or of a cluster run together.
 class Execution {
  public:
   Execution(const Program& program, const Launch& launch, const unsigned char* parameters)
@@ -97,8 +97,7 @@ class Execution {
         launch_(launch),
         threads_(launch.block.x * launch.block.y * launch.block.z),
         warps_of_block_(static_cast<int>((threads_ + kLanes - 1) / kLanes)),
-        blocks_of_grid_(int64_t{1} * launch.grid.x * launch.grid.y * launch.grid.z),
-        blocks_(launch.cooperative ? blocks_of_grid_ : 1) {
+        blocks_(launch.blocks_together()) {
     if (program.static_shared + launch.shared_bytes > (launch.shared_bytes > 48 * 1024 ? 227u : 48u) * 1024) {
       throw std::runtime_error("more shared memory than a block has");
     }
@@ -112,11 +111,11 @@ class Execution {
   }
 
   void run_down_to(int64_t least) {
-    for (int64_t end = blocks_of_grid_; end > least; end -= together()) run_together(end - together(), least);
+    const auto together = static_cast<int64_t>(blocks_.size());
+    for (int64_t end = launch_.blocks(); end > least; end -= together) run_together(end - together, least);
   }
 
  private:
-  int64_t together() const { return static_cast<int64_t>(blocks_.size()); }
   State& state(size_t block, int warp) { return states_[block * warps_of_block_ + warp]; }
 
   // The blocks that run together, from `begin` on. Threads are numbered from those of block `least` on.
@@ -139,6 +138,12 @@ class Execution {
         while (turn(block)) progress = true;
         for (int n = 0; n < warps_of_block_; ++n) ended = ended && state(block, n) == State::kEnded;
       }
+      if (std::count(states_.begin(), states_.end(), State::kAtClusterBarrier) ==
+          static_cast<std::ptrdiff_t>(states_.size())) {
+        std::fill(states_.begin(), states_.end(), State::kRuns);
+        for (Block& block : blocks_) ++block.epoch;
+        progress = true;
+      }
       idle = progress ? 0 : idle + 1;
       if (!ended && idle > kIdleTurns) throw std::runtime_error("blocks that wait for each other");
     }
@@ -151,6 +156,8 @@ class Execution {
     }
     w.parameters = parameters;
     w.block = &blocks_[n / warps_of_block_];
+    w.blocks = blocks_.data();
+    w.together = launch_.cluster;
     w.grid = &grid_;
     w.number = static_cast<int>(n % warps_of_block_);
     const dim3 &b = launch_.block, &g = launch_.grid;
@@ -214,7 +221,6 @@ class Execution {
   const Launch& launch_;
   const unsigned threads_;
   const int warps_of_block_;
-  const int64_t blocks_of_grid_;
   std::vector<Block> blocks_;
   std::vector<Warp> warps_;
   std::vector<State> states_;

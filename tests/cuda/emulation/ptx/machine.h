@@ -10,6 +10,9 @@
 
 namespace emulation::ptx {
 
+// An address in the shared memory of a cluster's block: its rank, from 1, above these bits.
+constexpr int kRankBits = 24;
+
 // Of a byte of shared memory, since the block's last barrier; -2: several threads.
 struct Byte {
   uint32_t written_at = 0, read_at = 0;
@@ -43,6 +46,8 @@ struct Warp {
   std::vector<unsigned char> file;
   const unsigned char* parameters = nullptr;
   Block* block = nullptr;
+  Block* blocks = nullptr;  // those that run together, of which a cluster is all
+  size_t together = 1;
   GridState* grid = nullptr;
   int number = 0;             // in its block
   unsigned first_thread = 0;  // among those that the launch runs
@@ -77,10 +82,15 @@ struct Warp {
 
   unsigned char* shared(uint64_t address, int size, int lane, bool write) {
     if (address % size != 0) throw std::runtime_error("a misaligned access to shared memory");
-    if (address + size > block->shared.size()) throw std::runtime_error("an access outside shared memory");
-    const auto thread = static_cast<int16_t>(number * kLanes + lane);
-    const auto now = static_cast<uint32_t>(block->epoch);
-    for (Byte* byte = &block->bytes[address]; byte < &block->bytes[address] + size; ++byte) {
+    const uint64_t rank = address >> kRankBits;
+    if (rank > together) throw std::runtime_error("a block outside the cluster");
+    Block& to = rank == 0 ? *block : blocks[rank - 1];
+    address &= (uint64_t{1} << kRankBits) - 1;
+    if (address + size > to.shared.size()) throw std::runtime_error("an access outside shared memory");
+    const int64_t others = &to == block ? 0 : 1 + (block - blocks);
+    const auto thread = static_cast<int16_t>(others * 1024 + number * kLanes + lane);
+    const auto now = static_cast<uint32_t>(to.epoch);
+    for (Byte* byte = &to.bytes[address]; byte < &to.bytes[address] + size; ++byte) {
       const bool after_write = byte->written_at == now && byte->writer != thread;
       const bool after_read = byte->read_at == now && byte->reader != thread;
       if (after_write || (write && after_read)) throw std::runtime_error("a race on shared memory");
@@ -92,7 +102,7 @@ struct Warp {
         byte->read_at = now;
       }
     }
-    return &block->shared[address];
+    return &to.shared[address];
   }
 };
 

@@ -15,7 +15,7 @@ struct Warp;
 constexpr int kLanes = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-enum class Kind { kPlain, kCollective, kBarrier, kBranch, kExit, kYield };
+enum class Kind { kPlain, kCollective, kBarrier, kClusterBarrier, kBranch, kExit, kYield };
 
 // Operands are distances in bytes into a warp's file of registers, where special registers and constants also
 // are: 32 lanes of 4 bytes, or of 8; a predicate is one word of 32 bits.

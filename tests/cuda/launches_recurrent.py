@@ -46,9 +46,8 @@ def compare(mode, hidden, sizes, dtype, tolerance):
     leaves = [t.detach().to(dtype).requires_grad_() for t in (*states, *layer.parameters())]
     with Launches() as made:
         cell = leaves[1] if mode == "lstm" else None
-        output = ops._recurrent_layer(data, sizes, leaves[0], cell, leaves[first:], mode, True, False, False)[
-            0
-        ]
+        arguments = (leaves[0], cell, leaves[first:], mode, True, False, False)
+        output = ops._recurrent_layer(data, sizes, *arguments)[0]
         gradient = torch.randn(output.shape).to(dtype)
         found = torch.autograd.grad(output, leaves, gradient)
     expected = torch.autograd.grad(wanted, [*states, *layer.parameters()], gradient.double())
@@ -66,7 +65,16 @@ def test_clusters(mode, hidden, blocks):
     """Up to 15 sequences a block, more than its threads take at once, of which some end early."""
     made = compare(mode, hidden, [45, 44, 20, 1] if blocks == 1 else [17, 17, 9, 2], torch.float32, 3e-6)
     assert kernels_of(made) == ["persistent_cluster"] * 4
-    assert all(grid[0] % blocks == 0 for grid, _, _, kernel in made if "ClusterShare" in kernel)
+    grids = {grid[0] for grid, _, _, kernel in made if "ClusterShare" in kernel}
+    assert grids == {3 if blocks == 1 else blocks}
+
+
+@pytest.mark.parametrize("mode", GATES)
+def test_several_clusters(mode, monkeypatch):
+    """The last has fewer sequences."""
+    monkeypatch.setenv("D2LFAST_EMULATED_PROCESSORS", "17")
+    made = compare(mode, 130, [5, 5, 4], torch.float32, 3e-6)
+    assert [grid[0] for grid, _, _, kernel in made if "ClusterShare" in kernel] == [16] * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -119,6 +127,8 @@ def test_kernel_by_device(capability, registers, layer, kernel, monkeypatch):
     [
         (132, ("gru", 32, 32, torch.float32, True), "persistent_cluster"),
         (132, ("lstm", 32, 256, torch.float32, True), "persistent_cluster"),
+        (132, ("gru", 128, 256, torch.float32, True), "persistent_cluster"),
+        (132, ("lstm", 512, 256, torch.float32, True), "aten"),
         (132, ("lstm", 32, 650, torch.bfloat16, True), "aten"),
         (132, ("lstm", 8, 1024, torch.bfloat16, False), "persistent_grid"),
         (132, ("lstm", 8, 1024, torch.bfloat16, True), "aten"),

@@ -173,9 +173,9 @@ FAULTS = {
     "cluster": "ran",
     "cluster values": "right",
     "cluster, not begun": "a block that has not begun",
-    "cluster, no barrier": "a write of shared memory that races with a read",
-    "cluster, barrier of a block": "a barrier of a cluster of another size",
-    "cluster, another block": "a block outside the cluster",
+    "cluster, no barrier": "a read of shared memory that nobody wrote",
+    "cluster, barrier of a block": "a cluster of another size",
+    "cluster, another block": "a cluster of another size",
     "cluster, odd": "launch of 3 x 1",
     **PRODUCT_FAULTS,
     "no guard": "outside a device guard",
@@ -221,7 +221,7 @@ MUTATIONS = {
         "conv2d_products", "on_tensor_cores", "not equal",
     ),
     "no barrier of the cluster": (
-        "recurrent_cluster", r"barrier\.cluster\.wait\.acquire\.aligned;", "",
+        "recurrent_cluster", r"barrier\.cluster\.wait\.acquire;", "",
         "recurrent", "clusters and 65", "a race on shared memory",
     ),
     "a store into its own block": (

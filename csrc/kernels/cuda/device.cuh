@@ -85,12 +85,11 @@ __device__ __forceinline__ unsigned ballot(bool predicate) { return __ballot_syn
 // All threads of a cooperative launch.
 __device__ __forceinline__ void sync_grid() { cooperative_groups::this_grid().sync(); }
 
-// All threads of a cluster of so many blocks. Without it, no block may reach into another.
+// All threads of a cluster of so many blocks. Before it, no block may reach into another.
 __device__ __forceinline__ void sync_cluster(int32_t blocks) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if (blocks > 1) {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::
-                     : "memory");
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
     return;
   }
 #endif
@@ -108,24 +107,32 @@ __device__ __forceinline__ unsigned address_in_cluster(const float* address, int
 }
 #endif
 
-// Into the shared memory of the cluster's block `rank`.
-__device__ __forceinline__ void store_in_cluster(float* address, int32_t rank, float value) {
+// Into the shared memory of each of the cluster's blocks.
+__device__ __forceinline__ void store_in_cluster(float* address, int32_t blocks, float value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.f32 [%0], %1;\n" ::"r"(address_in_cluster(address, rank)), "f"(value)
-               : "memory");
-#else
-  *address = value;
+  for (int32_t rank = 0; blocks > 1 && rank < blocks; ++rank) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;\n" ::"r"(address_in_cluster(address, rank)), "f"(value)
+                 : "memory");
+  }
 #endif
+  if (blocks == 1) *address = value;
 }
-__device__ __forceinline__ void store_in_cluster(float* address, int32_t rank,
+__device__ __forceinline__ void store_in_cluster(float* address, int32_t blocks,
                                                  const Vector<float, 4>& value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(address_in_cluster(address, rank)),
-               "f"(value.lane[0]), "f"(value.lane[1]), "f"(value.lane[2]), "f"(value.lane[3])
-               : "memory");
-#else
-  store_shared(address, value);
+  for (int32_t rank = 0; blocks > 1 && rank < blocks; ++rank) {
+    asm volatile(
+        "st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(address_in_cluster(address, rank)),
+        "f"(value.lane[0]), "f"(value.lane[1]), "f"(value.lane[2]), "f"(value.lane[3])
+        : "memory");
+  }
 #endif
+  if (blocks == 1) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(
+                     static_cast<unsigned>(__cvta_generic_to_shared(address))),
+                 "f"(value.lane[0]), "f"(value.lane[1]), "f"(value.lane[2]), "f"(value.lane[3])
+                 : "memory");
+  }
 }
 
 // 8 or 16 bytes from global to shared memory without a register; `valid` false writes zeros and reads

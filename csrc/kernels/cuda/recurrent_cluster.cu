@@ -69,26 +69,33 @@ D2LFAST_HOST_DEVICE constexpr int32_t sequences_at_once(int32_t lanes) {
 
 // A thread's unit and, of each item, its sequence.
 struct Place {
-  int32_t unit, part, first, rows;  // part: of the unit's lanes; first: sequence of the cluster
-  int32_t group, lanes;
+  int32_t unit, part, first, rows;  // part: of the unit's lanes; first, rows: the cluster's sequences
+  int32_t group, lanes, at_once, units;
 
-  __device__ explicit Place(const ClusterShare& share) : rows(share.rows), lanes(share.lanes) {
+  __device__ Place(const RecurrentLayerParams& p, const ClusterShare& share)
+      : first(static_cast<int32_t>(blockIdx.x) / share.blocks * share.rows),
+        lanes(share.lanes),
+        at_once(sequences_at_once(share.lanes)),
+        units(p.hidden) {
     const auto lane = static_cast<int32_t>(threadIdx.x) % 32, warp = static_cast<int32_t>(threadIdx.x) / 32;
     const int32_t warps = unit_warps(lanes), rank = static_cast<int32_t>(blockIdx.x) % share.blocks;
-    unit = (rank * warps + warp % warps) * (32 / lanes) + lane / (kUnits * lanes) * kUnits + lane % kUnits;
+    const int32_t first_unit = (rank * warps + warp % warps) * (32 / lanes);
+    unit = first_unit + lane / (kUnits * lanes) * kUnits + lane % kUnits;
     part = lane / kUnits % lanes;
     group = warp / warps;
-    first = static_cast<int32_t>(blockIdx.x) / share.blocks * share.rows;
+    rows = first_unit < units ? share.rows : 0;
   }
 
   // The first of the lanes' sequences, counted from the cluster's first.
-  __device__ int32_t begin(int32_t item) const { return item * sequences_at_once(lanes) + group * lanes; }
+  __device__ int32_t begin(int32_t item) const { return item * at_once + group * lanes; }
   __device__ int32_t row(int32_t item) const { return begin(item) + part; }
-  __device__ bool has(int32_t item, int32_t sequences, int32_t units) const {
-    return unit < units && row(item) < rows && first + row(item) < sequences;
+  __device__ int32_t sequence(int32_t item) const { return first + row(item); }
+  // Whether the thread's sequence is one of the first `sequences`.
+  __device__ bool has(int32_t item, int32_t sequences) const {
+    return unit < units && row(item) < rows && sequence(item) < sequences;
   }
 
-  // visit(row) for the lanes' sequences, together.
+  // visit(row, whether it is the thread's) for those of the lanes' sequences that are among the first.
   template <typename Visit>
   __device__ void visit_lanes(int32_t item, int32_t sequences, Visit&& visit) const {
     const int32_t end = rows < sequences - first ? rows : sequences - first;
@@ -124,9 +131,10 @@ template <typename T, int G>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrent_cluster(const RecurrentLayerParams p, const ClusterShare share) {
   using A = Compute<T>;
-  const Place own(share);
+  const Place own(p, share);
   const int32_t hidden = p.hidden, pitch = state_pitch(share.lanes), size = share.rows * pitch;
-  const int32_t at_once = sequences_at_once(share.lanes), items = (share.rows + at_once - 1) / at_once;
+  const int32_t items = (share.rows + own.at_once - 1) / own.at_once;
+  const auto thread = static_cast<int32_t>(threadIdx.x);
   const auto states = dynamic_shared<A>();
   const auto cells = states + 2 * size;
   A weight[G][kStates];
@@ -141,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       [&](int i, int n, A value) { weight[i / (kStates / 4)][i % (kStates / 4) * 4 + n] = value; });
   const auto bias = own.unit < hidden ? bias_gates<T, G>(p, own.unit) : Gates<A, G>{};
   const int32_t filled = share.lanes * kStates;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < share.rows * filled; i += kThreads) {
+  for (int32_t i = thread; i < share.rows * filled; i += kThreads) {
     const int32_t row = i / filled, k = i - row * filled, sequence = own.first + row;
     const bool valid = k < hidden && sequence < p.batch;
     const int64_t from = static_cast<int64_t>(sequence) * hidden + k;
@@ -149,21 +157,29 @@ __global__ void __launch_bounds__(kThreads, 1)
     states[size + row * pitch + state_place(k)] = A(0);
   }
   for (int32_t item = 0; G == 4 && item < items; ++item) {
-    if (!own.has(item, p.batch, hidden)) continue;
-    const int64_t from = static_cast<int64_t>(own.first + own.row(item)) * hidden + own.unit;
-    cells[item * kThreads + static_cast<int32_t>(threadIdx.x)] = to_compute(*element<T>(p.c_0, from));
+    if (!own.has(item, p.batch)) continue;
+    const int64_t from = static_cast<int64_t>(own.sequence(item)) * hidden + own.unit;
+    cells[item * kThreads + thread] = to_compute(*element<T>(p.c_0, from));
   }
   const auto input_of = [&](const Step& step, int32_t item) {
-    if (!own.has(item, step.count, hidden)) return Gates<A, G>{};
-    return input_gates<T, G>(p, step.offset + own.first + own.row(item), own.unit);
+    if (!own.has(item, step.count)) return Gates<A, G>{};
+    return input_gates<T, G>(p, step.offset + own.sequence(item), own.unit);
   };
   Step now = step_in_order(p, 0, false), next = step_in_order(p, 1, false);
   Gates<A, G> ahead = input_of(now, 0);
+  Unit<A, G> result;
+  int64_t result_row = -1;
+  // An item's results go to memory behind the barrier that may follow it, which would wait for them.
+  const auto store_result = [&] {
+    if (result_row >= 0) store_unit<T, G>(p, result_row, own.unit, result);
+    result_row = -1;
+  };
   sync_cluster(share.blocks);
   for (int32_t s = 0; s < p.steps; ++s) {
     const Step later = step_in_order(p, s + 2, false);
     const auto before = states + s % 2 * size, after = states + (s + 1) % 2 * size;
     for (int32_t item = 0; item < items; ++item) {
+      store_result();
       const Gates<A, G> input = ahead;
       ahead = item + 1 < items ? input_of(now, item + 1) : input_of(next, 0);
       Gates<A, G> recurrent = {};
@@ -194,31 +210,33 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int g = 0; g < G; ++g) recurrent.of[g] = mine ? sums[g] : recurrent.of[g];
       });
-      if (!own.has(item, p.batch, hidden)) continue;
+      if (!own.has(item, p.batch)) continue;
       const int32_t at = own.row(item) * pitch + state_place(own.unit);
       A state = before[at];
-      if (own.has(item, now.count, hidden)) {
-        const int32_t kept = item * kThreads + static_cast<int32_t>(threadIdx.x);
-        A cell = G == 4 ? static_cast<A>(cells[kept]) : A(0);
+      if (own.has(item, now.count)) {
+        const int32_t kept = item * kThreads + thread;
+        const A cell = G == 4 ? static_cast<A>(cells[kept]) : A(0);
 #pragma unroll
         for (int g = 0; g < G; ++g) recurrent.of[g] += bias.of[g];
-        const int64_t row = now.offset + own.first + own.row(item);
-        state = forward_step<T, G>(p, row, own.unit, state, input, recurrent, cell);
-        if (G == 4) cells[kept] = cell;
+        result = forward_unit<A, G>(p.mode, state, cell, input, recurrent);
+        result_row = now.offset + own.sequence(item);
+        state = result.state;
+        if (G == 4) cells[kept] = result.cell;
       }
-      for (int32_t rank = 0; rank < share.blocks; ++rank) store_in_cluster(after + at, rank, state);
+      store_in_cluster(after + at, share.blocks, state);
     }
     sync_cluster(share.blocks);
     now = next;
     next = later;
   }
+  store_result();
   for (int32_t item = 0; item < items; ++item) {
-    if (!own.has(item, p.batch, hidden)) continue;
-    const int64_t to = static_cast<int64_t>(own.first + own.row(item)) * hidden + own.unit;
+    if (!own.has(item, p.batch)) continue;
+    const int64_t to = static_cast<int64_t>(own.sequence(item)) * hidden + own.unit;
     const A state = states[p.steps % 2 * size + own.row(item) * pitch + state_place(own.unit)];
     *element<T>(p.h_n, to) = from_compute<T>(state);
     if (G == 4) {
-      const A cell = cells[item * kThreads + static_cast<int32_t>(threadIdx.x)];
+      const A cell = cells[item * kThreads + thread];
       *element<T>(p.c_n, to) = from_compute<T>(cell);
     }
   }
@@ -241,9 +259,9 @@ template <typename T, int G>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrent_cluster_backward(const RecurrentLayerParams p, const ClusterShare share) {
   using A = Compute<T>;
-  const Place own(share);
+  const Place own(p, share);
   const int32_t hidden = p.hidden, pitch = gates_pitch<G>(share.lanes), size = share.rows * pitch;
-  const int32_t at_once = sequences_at_once(share.lanes), items = (share.rows + at_once - 1) / at_once;
+  const int32_t items = (share.rows + own.at_once - 1) / own.at_once;
   const auto thread = static_cast<int32_t>(threadIdx.x), lane = thread % 32;
   const int32_t reads = lane % (kUnits * share.lanes);  // the number of the units whose gates the lane reads
   const auto gates = dynamic_shared<A>();
@@ -261,43 +279,49 @@ __global__ void __launch_bounds__(kThreads, 1)
       [&](int i, int u, A value) { weight[u][i / kDepth][i % kDepth] = value; });
   for (int32_t i = thread; i < 2 * size; i += kThreads) gates[i] = A(0);
   for (int32_t item = 0; item < items; ++item) {
-    if (!own.has(item, p.batch, hidden)) continue;
-    const int64_t from = static_cast<int64_t>(own.first + own.row(item)) * hidden + own.unit;
+    if (!own.has(item, p.batch)) continue;
+    const int64_t from = static_cast<int64_t>(own.sequence(item)) * hidden + own.unit;
     grads[item * kThreads + thread] = value_or_zero<T>(p.grad_h, from);
     if (G == 4) grad_cells[item * kThreads + thread] = value_or_zero<T>(p.grad_c, from);
   }
   const auto kept_in = [&](const Step& step, const Step& before, int32_t item) {
-    if (!own.has(item, step.count, hidden)) return Kept<A, G>{};
-    return kept_of<T, G>(p, step, before, own.first + own.row(item), own.unit);
+    if (!own.has(item, step.count)) return Kept<A, G>{};
+    return kept_of<T, G>(p, step, before, own.sequence(item), own.unit);
   };
   Step now = step_in_order(p, 0, true), before = step_in_order(p, 1, true), next = step_in_order(p, 2, true);
   Kept<A, G> ahead = kept_in(now, before, 0);
+  GateGradients<A, G> gradients;
+  int64_t gradients_row = -1;
+  const auto store = [&] {
+    if (gradients_row >= 0) store_gradients<T, G>(p, gradients_row, own.unit, gradients);
+    gradients_row = -1;
+  };
   sync_cluster(share.blocks);
   for (int32_t s = 0; s < p.steps; ++s) {
     const Step later = step_in_order(p, s + 3, true);
     const auto of_step = gates + s % 2 * size;
     for (int32_t item = 0; item < items; ++item) {
+      store();
       const Kept<A, G> kept = ahead;
       ahead = item + 1 < items ? kept_in(now, before, item + 1) : kept_in(before, next, 0);
-      if (!own.has(item, now.count, hidden)) continue;
+      if (!own.has(item, now.count)) continue;
       const int32_t at = item * kThreads + thread;
       A grad = grads[at], grad_cell = G == 4 ? static_cast<A>(grad_cells[at]) : A(0);
-      const int64_t row = now.offset + own.first + own.row(item);
-      const auto recurrent = backward_step<T, G>(p, row, own.unit, kept, grad, grad_cell);
+      gradients = backward_unit<A, G>(p.mode, kept, grad, grad_cell);
+      gradients_row = now.offset + own.sequence(item);
       grads[at] = grad;
       if (G == 4) grad_cells[at] = grad_cell;
       const auto to = of_step + own.row(item) * pitch + gates_place<G>(own.unit);
-      for (int32_t rank = 0; rank < share.blocks; ++rank) {
-        if constexpr (G == 4) {
-          const auto& of = recurrent.of;
-          store_in_cluster(to, rank, Vector<A, 4>{{of[0], of[1], of[2], of[3]}});
-        } else {
+      if constexpr (G == 4) {
+        const auto& of = gradients.hidden.of;
+        store_in_cluster(to, share.blocks, Vector<A, 4>{{of[0], of[1], of[2], of[3]}});
+      } else {
 #pragma unroll
-          for (int g = 0; g < G; ++g) store_in_cluster(to + g, rank, recurrent.of[g]);
-        }
+        for (int g = 0; g < G; ++g) store_in_cluster(to + g, share.blocks, gradients.hidden.of[g]);
       }
     }
     sync_cluster(share.blocks);
+    store();
     for (int32_t item = 0; item < items; ++item) {
       A grad = 0;
       own.visit_lanes(item, now.count, [&](int32_t row, bool mine) {
@@ -319,7 +343,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         grad = mine ? sum[0] : grad;
       });
       // A sequence that takes no part keeps its gradient.
-      if (own.has(item, now.count, hidden)) {
+      if (own.has(item, now.count)) {
         const int32_t at = item * kThreads + thread;
         grads[at] = grads[at] + grad;
       }
@@ -329,8 +353,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     next = later;
   }
   for (int32_t item = 0; item < items; ++item) {
-    if (!own.has(item, p.batch, hidden)) continue;
-    const int64_t to = static_cast<int64_t>(own.first + own.row(item)) * hidden + own.unit;
+    if (!own.has(item, p.batch)) continue;
+    const int64_t to = static_cast<int64_t>(own.sequence(item)) * hidden + own.unit;
     const A grad = grads[item * kThreads + thread];
     *element<T>(p.grad_h_0, to) = from_compute<T>(grad);
     if (G == 4) {

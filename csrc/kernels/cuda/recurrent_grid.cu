@@ -166,9 +166,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
           for (int g = 0; g < G; ++g) sum.of[g] += sums[s * filled + g * own.units + u];
           const int64_t row = now.offset + sequence, at = static_cast<int64_t>(sequence) * hidden + unit;
-          A cell = G == 4 ? cells[at] : A(0);
-          state = forward_step<T, G>(p, row, unit, state, input, sum, cell);
-          if (G == 4) cells[at] = cell;
+          const A cell = G == 4 ? cells[at] : A(0);
+          const auto result = forward_unit<A, G>(p.mode, state, cell, input, sum);
+          store_unit<T, G>(p, row, unit, result);
+          state = result.state;
+          if (G == 4) cells[at] = result.cell;
         }
         after[static_cast<int64_t>(sequence) * pitch + unit] = state;
       }
@@ -224,7 +226,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (sequence < now.count) {
         A grad = grads[at], grad_cell = G == 4 ? grad_cells[at] : A(0);
         const auto kept = kept_of<T, G>(p, now, before, sequence, unit);
-        recurrent = backward_step<T, G>(p, now.offset + sequence, unit, kept, grad, grad_cell);
+        const auto gradients = backward_unit<A, G>(p.mode, kept, grad, grad_cell);
+        store_gradients<T, G>(p, now.offset + sequence, unit, gradients);
+        recurrent = gradients.hidden;
         grads[at] = grad;
         if (G == 4) grad_cells[at] = grad_cell;
       }

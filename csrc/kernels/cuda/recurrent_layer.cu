@@ -57,12 +57,14 @@ __global__ void __launch_bounds__(kThreads, 1)
         A state = before[at];
         if (sequence < now.count) {
           const int64_t row = now.offset + sequence;
-          A cell = cells[at];
+          const A cell = cells[at];
           const auto input = input_gates<T, G>(p, row, unit), bias = bias_gates<T, G>(p, unit);
 #pragma unroll
           for (int g = 0; g < G; ++g) sum[i].of[g] += bias.of[g];
-          state = forward_step<T, G>(p, row, unit, state, input, sum[i], cell);
-          if (G == 4) cells[at] = cell;
+          const auto result = forward_unit<A, G>(p.mode, state, cell, input, sum[i]);
+          store_unit<T, G>(p, row, unit, result);
+          state = result.state;
+          if (G == 4) cells[at] = result.cell;
         }
         after[at] = state;
       }
@@ -107,7 +109,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (sequence < now.count) {
         A grad = grads[i], grad_cell = grad_cells[i];
         const auto kept = kept_of<T, G>(p, now, before, sequence, unit);
-        recurrent = backward_step<T, G>(p, now.offset + sequence, unit, kept, grad, grad_cell);
+        const auto gradients = backward_unit<A, G>(p.mode, kept, grad, grad_cell);
+        store_gradients<T, G>(p, now.offset + sequence, unit, gradients);
+        recurrent = gradients.hidden;
         grads[i] = grad;
         if (G == 4) grad_cells[i] = grad_cell;
       }

@@ -61,42 +61,42 @@ __device__ Gates<Compute<T>, G> bias_gates(const RecurrentLayerParams& p, int32_
   return gates;
 }
 
-// A sequence's unit in a step: stores its output and what backward reads, moves the cell state on and returns
-// the new hidden state. `recurrent`: the states' products, with b_hh.
-template <typename T, int G>
-__device__ Compute<T> forward_step(const RecurrentLayerParams& p, int64_t row, int32_t unit, Compute<T> state,
-                                   const Gates<Compute<T>, G>& input, const Gates<Compute<T>, G>& recurrent,
-                                   Compute<T>& cell) {
-  using A = Compute<T>;
-  const int32_t hidden = p.hidden;
+// A sequence's unit after a step. saved: what backward reads, of a GRU r, z, n and the states' part of n, of
+// an LSTM i, f, g, o.
+template <typename A, int G>
+struct Unit {
+  A state, cell, saved[4];
+};
+
+// recurrent: the states' products, with b_hh.
+template <typename A, int G>
+__device__ Unit<A, G> forward_unit(LayerMode mode, A state, A cell, const Gates<A, G>& input,
+                                   const Gates<A, G>& recurrent) {
   const auto sum = [&](int g) { return input.of[g] + recurrent.of[g]; };
-  A* saved = p.saved == nullptr ? nullptr : element<A>(p.saved, row * 4 * hidden + unit);
   if constexpr (G == 1) {
-    state = rnn_unit(sum(0), p.mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU);
+    return {rnn_unit(sum(0), mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU), cell, {}};
   } else if constexpr (G == 3) {
     GRUUnit<A> u;
     u.forward(sum(0), sum(1), input.of[2], recurrent.of[2]);
-    if (saved != nullptr) {
-      saved[0] = u.r;
-      saved[hidden] = u.z;
-      saved[2 * hidden] = u.n;
-      saved[3 * hidden] = u.candidate;
-    }
-    state = u.output(state);
+    return {u.output(state), cell, {u.r, u.z, u.n, u.candidate}};
   } else {
     const auto u = LSTMUnit<A>::of(sum(0), sum(1), sum(2), sum(3));
     cell = u.cell(cell);
-    if (saved != nullptr) {
-      saved[0] = u.i;
-      saved[hidden] = u.f;
-      saved[2 * hidden] = u.g;
-      saved[3 * hidden] = u.o;
-      *element<A>(p.cells, row * hidden + unit) = cell;
-    }
-    state = u.o * tanh(cell);
+    return {u.o * tanh(cell), cell, {u.i, u.f, u.g, u.o}};
   }
-  *element<T>(p.output, row * p.output_row + unit) = from_compute<T>(state);
-  return state;
+}
+
+// Its output and what is saved.
+template <typename T, int G>
+__device__ void store_unit(const RecurrentLayerParams& p, int64_t row, int32_t unit,
+                           const Unit<Compute<T>, G>& result) {
+  using A = Compute<T>;
+  *element<T>(p.output, row * p.output_row + unit) = from_compute<T>(result.state);
+  if (G == 1 || p.saved == nullptr) return;
+  A* saved = element<A>(p.saved, row * 4 * p.hidden + unit);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) saved[i * p.hidden] = result.saved[i];
+  if (G == 4) *element<A>(p.cells, row * p.hidden + unit) = result.cell;
 }
 
 // What backward reads of a unit in a step. G of 1: its output; GRU: saved, the old state; LSTM: saved, the
@@ -137,40 +137,45 @@ __device__ Kept<Compute<T>, G> kept_of(const RecurrentLayerParams& p, const Step
   return kept;
 }
 
-// A sequence's unit in a step of backward: stores the gradients of its gates and moves those of its state and
-// cell state on; that of the state lacks what goes through the recurrent products. Returns the gradients of
-// these products.
-template <typename T, int G>
-__device__ Gates<Compute<T>, G> backward_step(const RecurrentLayerParams& p, int64_t row, int32_t unit,
-                                              const Kept<Compute<T>, G>& kept, Compute<T>& grad,
-                                              Compute<T>& grad_cell) {
-  using A = Compute<T>;
+// Of the gates of a unit; hidden: of the recurrent products.
+template <typename A, int G>
+struct GateGradients {
+  Gates<A, G> gates, hidden;
+};
+
+// Moves the gradients of a unit's state and cell state to the step before; that of the state lacks what goes
+// through the recurrent products.
+template <typename A, int G>
+__device__ GateGradients<A, G> backward_unit(LayerMode mode, const Kept<A, G>& kept, A& grad, A& grad_cell) {
   const A given = grad + kept.grad_output;
-  Gates<A, G> gates, hidden_gates;
   grad = 0;
   if constexpr (G == 1) {
-    gates.of[0] = rnn_unit_gradient(given, kept.now,
-                                    p.mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU);
-    hidden_gates = gates;
+    const Gates<A, G> gates{
+        rnn_unit_gradient(given, kept.now, mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU)};
+    return {gates, gates};
   } else if constexpr (G == 3) {
     const GRUUnit<A> u{kept.saved[0], kept.saved[1], kept.saved[2], kept.saved[3]};
     const GRUUnitGradient<A> g(given, u, kept.old);
-    gates = {g.r, g.z, g.n};
-    hidden_gates = {g.r, g.z, g.hidden_n};
     grad = g.state;
+    return {{g.r, g.z, g.n}, {g.r, g.z, g.hidden_n}};
   } else {
     const LSTMUnit<A> u{kept.saved[0], kept.saved[1], kept.saved[2], kept.saved[3]};
     const LSTMUnitGradient<A> g(given, grad_cell, u, kept.old, kept.now);
-    hidden_gates = gates = {g.i, g.f, g.g, g.o};
     grad_cell = g.cell;
+    const Gates<A, G> gates{g.i, g.f, g.g, g.o};
+    return {gates, gates};
   }
+}
+
+template <typename T, int G>
+__device__ void store_gradients(const RecurrentLayerParams& p, int64_t row, int32_t unit,
+                                const GateGradients<Compute<T>, G>& gradients) {
 #pragma unroll
   for (int g = 0; g < G; ++g) {
     const int64_t to = (row * G + g) * p.hidden + unit;
-    *element<A>(p.grad_gates, to) = gates.of[g];
-    if (G == 3) *element<A>(p.grad_hidden_gates, to) = hidden_gates.of[g];
+    *element<Compute<T>>(p.grad_gates, to) = gradients.gates.of[g];
+    if (G == 3) *element<Compute<T>>(p.grad_hidden_gates, to) = gradients.hidden.of[g];
   }
-  return hidden_gates;
 }
 
 // body(number of gates), as a type.

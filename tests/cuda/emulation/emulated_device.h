@@ -98,7 +98,7 @@ class SharedPointer {
   void begin_copy(int64_t i) const { (*this)[i].begin_copy(); }
   void end_copy(int64_t i, const T& value) const { (*this)[i].end_copy(value); }
   int64_t offset() const { return offset_; }
-  // The same place in another block's memory.
+  // The same place of dynamic memory in another block.
   SharedPointer in(emulation::Block& block) const {
     const auto known = block.shared.find({"", 0, typeid(T)});
     if (known == block.shared.end()) Grid::get().fail("an access to a block that has not begun");
@@ -187,12 +187,12 @@ inline void prefetch(const void*) {}
 inline void sync_grid() { Grid::get().sync_grid(); }
 inline void sync_cluster(int32_t blocks) { Grid::get().sync_cluster(blocks); }
 
-// Of dynamic memory.
-inline void store_in_cluster(SharedPointer<float> address, int32_t rank, float value) {
-  address.in(Grid::get().block_of_cluster(static_cast<unsigned>(rank)))[0] = value;
+template <int V>
+void store_in_cluster(SharedPointer<float> address, int32_t blocks, const Vector<float, V>& value) {
+  for (emulation::Block& block : Grid::get().cluster(blocks)) store_shared(address.in(block), value);
 }
-inline void store_in_cluster(SharedPointer<float> address, int32_t rank, const Vector<float, 4>& value) {
-  store_shared(address.in(Grid::get().block_of_cluster(static_cast<unsigned>(rank))), value);
+inline void store_in_cluster(SharedPointer<float> address, int32_t blocks, float value) {
+  store_in_cluster(address, blocks, Vector<float, 1>{{value}});
 }
 
 // The copy is made when the thread waits for it, and not before.

@@ -47,15 +47,15 @@ void correct(int* out) {
   out[threadIdx.x] = values[threadIdx.x];
 }
 // Blocks that store into each other's memory.
-template <int kBegins, int kEnds, int kAway>
+template <int kBegins, int kEnds, int kBlocks>
 void cluster(int* out) {
   const auto values = dynamic_shared<float>();
   const auto block = static_cast<int32_t>(blockIdx.x), thread = static_cast<int32_t>(threadIdx.x);
-  values[thread] = -1;
+  values[block * 64 + thread] = -1;
   if (kBegins > 0) sync_cluster(kBegins);
-  store_in_cluster(values + thread, block ^ kAway, static_cast<float>(block));
+  store_in_cluster(values + (block * 64 + thread), kBlocks, static_cast<float>(block));
   if (kEnds > 0) sync_cluster(kEnds);
-  out[block * 64 + thread] = static_cast<int>(values[thread]);
+  out[block * 64 + thread] = static_cast<int>(values[(1 - block) * 64 + thread]);
 }
 // Of all types dynamic shared memory is the same.
 void overlap(int* out) {
@@ -237,15 +237,15 @@ int main() {
   expect("cooperative", across_blocks, {3, 64, 0, true});
   for (int i = 0; i < 192; ++i) right = right && memory[i] == 2 - i / 64;
   std::printf("results: %s\n", right ? "right" : "wrong");
-  LaunchShape pair{2, 64, 256};
+  LaunchShape pair{2, 64, 512};
   pair.cluster = 2;
-  expect("cluster", cluster<2, 2, 1>, pair);
+  expect("cluster", cluster<2, 2, 2>, pair);
   std::printf("cluster values: %s\n", memory[0] == 1 && memory[127] == 0 ? "right" : "wrong");
-  expect("cluster, not begun", cluster<0, 2, 1>, pair);
-  expect("cluster, no barrier", cluster<2, 0, 1>, pair);
-  expect("cluster, barrier of a block", cluster<2, 1, 1>, pair);
-  expect("cluster, another block", cluster<2, 2, 2>, pair);
-  expect("cluster, odd", cluster<2, 2, 1>, {3, 64, 256, false, 2});
+  expect("cluster, not begun", cluster<0, 2, 2>, pair);
+  expect("cluster, no barrier", cluster<2, 0, 2>, pair);
+  expect("cluster, barrier of a block", cluster<2, 1, 2>, pair);
+  expect("cluster, another block", cluster<2, 2, 4>, pair);
+  expect("cluster, odd", cluster<2, 2, 2>, {3, 64, 512, false, 2});
   expect_product("product", {});
   expect_product("product, no swizzle", {.swizzle = false});
   expect_product("product, no proxy fence", {.proxy_fence = false});

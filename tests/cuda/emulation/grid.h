@@ -3,6 +3,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <tuple>
 #include <typeindex>
@@ -140,16 +141,14 @@ class Grid {
     wait(grid_barrier_, live_);
   }
   void sync_cluster(int64_t blocks) {
-    if (blocks != shape.cluster) fail("a barrier of a cluster of another size");
-    if (blocks == 1) return sync_block();
-    if (cluster_barrier_.arrived + 1 == live_) {
-      for (Block& block : blocks_) ++block.barrier.epoch;
-    }
+    const bool last = cluster_barrier_.arrived + 1 == live_;
+    if (cluster(blocks).size() == 1) return sync_block();
+    for (Block& block : blocks_) block.barrier.epoch += last;
     wait(cluster_barrier_, live_);
   }
-  Block& block_of_cluster(unsigned rank) {
-    if (rank >= shape.cluster) fail("a block outside the cluster");
-    return blocks_[rank];
+  std::span<Block> cluster(int64_t blocks) {
+    if (blocks != shape.cluster) fail("a cluster of another size");
+    return shape.cluster == 1 ? std::span<Block>(current->block, 1) : std::span<Block>(blocks_);
   }
   Warp& warp() { return current->block->warps[current->linear / kWarp]; }
   void sync_warp() { wait(warp().barrier, warp().live); }

@@ -384,21 +384,22 @@ ClusterPlan plan_of(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, 
                         : mode == LayerMode::kLSTM ? gates_pitch<4>(lanes)
                         : mode == LayerMode::kGRU  ? gates_pitch<3>(lanes)
                                                    : gates_pitch<1>(lanes);
+  constexpr int64_t kBytes = sizeof(float);
   const int64_t of_threads = mode == LayerMode::kLSTM ? 1 + backward : backward;
   const auto bytes = [&](int64_t rows) {
     const int64_t items = divide_up(rows, sequences_at_once(lanes));
-    return static_cast<int64_t>(sizeof(float)) * (2 * rows * pitch + of_threads * items * kThreads);
+    return kBytes * (2 * rows * pitch + of_threads * items * kThreads);
   };
   const int64_t clusters = std::max<int64_t>(1, limits.processors / blocks);
-  int64_t rows = std::min(divide_up(batch, clusters), limits.shared_bytes / (2 * pitch));
+  int64_t rows = std::min(divide_up(batch, clusters), limits.shared_bytes / (2 * kBytes * pitch));
   while (rows > 0 && bytes(rows) > limits.shared_bytes) --rows;
   if (rows == 0) return {};
   return {{lanes, blocks, static_cast<int32_t>(rows), false}, divide_up(batch, rows), bytes(rows)};
 }
 
-// Computed for a GPU with as many multiprocessors. Instructions of a warp are counted in sm_90's disassembly:
-// those of a sequence's products, which read 32 wavefronts of shared memory, and some 300 for what a thread
-// does with its sequence; a barrier and what each step waits for come on top.
+// Instructions of a warp are counted in sm_90's disassembly: those of a sequence's products, which read 32
+// wavefronts of shared memory, and some 300 for what a thread does with its sequence; a barrier and what each
+// step waits for come on top.
 int64_t cycles_of_step(const ClusterPlan& plan, int64_t gates, bool backward) {
   const int32_t lanes = plan.share.lanes, at_once = sequences_at_once(lanes);
   const int64_t halvings = lanes == 8 ? 3 : lanes / 2, sums = backward ? 1 : gates;

@@ -128,10 +128,9 @@ __device__ __forceinline__ void store_in_cluster(float* address, int32_t blocks,
   }
 #endif
   if (blocks == 1) {
-    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(
-                     static_cast<unsigned>(__cvta_generic_to_shared(address))),
-                 "f"(value.lane[0]), "f"(value.lane[1]), "f"(value.lane[2]), "f"(value.lane[3])
-                 : "memory");
+    const auto& lane = value.lane;
+    store_shared_words(address, Vector<uint32_t, 4>{__float_as_uint(lane[0]), __float_as_uint(lane[1]),
+                                                    __float_as_uint(lane[2]), __float_as_uint(lane[3])});
   }
 }
 

@@ -216,9 +216,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (own.has(item, now.count)) {
         const int32_t kept = item * kThreads + thread;
         const A cell = G == 4 ? static_cast<A>(cells[kept]) : A(0);
-#pragma unroll
-        for (int g = 0; g < G; ++g) recurrent.of[g] += bias.of[g];
-        result = forward_unit<A, G>(p.mode, state, cell, input, recurrent);
+        result = forward_unit<A, G>(p.mode, state, cell, input, recurrent, bias);
         result_row = now.offset + own.sequence(item);
         state = result.state;
         if (G == 4) cells[kept] = result.cell;
@@ -364,11 +362,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
-
 struct ClusterPlan {
   ClusterShare share;  // no rows: it does not fit
-  int64_t clusters, shared_bytes;
+  int64_t clusters, waves, shared_bytes;
 };
 
 ClusterPlan plan_of(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, bool backward) {
@@ -394,7 +390,11 @@ ClusterPlan plan_of(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, 
   int64_t rows = std::min(divide_up(batch, clusters), limits.shared_bytes / (2 * kBytes * pitch));
   while (rows > 0 && bytes(rows) > limits.shared_bytes) --rows;
   if (rows == 0) return {};
-  return {{lanes, blocks, static_cast<int32_t>(rows), false}, divide_up(batch, rows), bytes(rows)};
+  const int64_t needed = divide_up(batch, rows);
+  return {{lanes, blocks, static_cast<int32_t>(rows), false},
+          needed,
+          divide_up(needed * blocks, limits.processors),
+          bytes(rows)};
 }
 
 // Instructions of a warp are counted in sm_90's disassembly: those of a sequence's products, which read 32
@@ -408,8 +408,7 @@ int64_t cycles_of_step(const ClusterPlan& plan, int64_t gates, bool backward) {
   const int64_t read = 32 + sums * halvings;
   const int64_t products = divide_up(plan.share.rows * lanes, at_once) * std::max(2 * issued, 8 * read);
   const int64_t cycles = products + divide_up(plan.share.rows, at_once) * 2 * 300;
-  const int64_t waves = divide_up(plan.clusters * plan.share.blocks, device_limits().processors);
-  return waves * (cycles * 5 / 4 + (plan.share.blocks > 1 ? 1000 : 500));
+  return plan.waves * (cycles * 5 / 4 + (plan.share.blocks > 1 ? 1000 : 500));
 }
 
 template <bool kBackward>
@@ -438,12 +437,10 @@ cudaError_t run(const RecurrentLayerParams& p, DType dtype, cudaStream_t stream)
 }  // namespace
 
 bool recurrent_cluster_fits(LayerMode mode, int64_t hidden, DType dtype) {
-  return plan_of(mode, hidden, 1, dtype, false).share.rows > 0 &&
-         plan_of(mode, hidden, 1, dtype, true).share.rows > 0;
+  return plan_of(mode, hidden, 1, dtype, true).share.rows > 0;  // backward needs more than forward
 }
 
 bool recurrent_cluster_wins(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, bool training) {
-  if (!recurrent_cluster_fits(mode, hidden, dtype)) return false;
   const auto step = [&](bool backward) {
     const ClusterPlan plan = plan_of(mode, hidden, std::max<int64_t>(1, batch), dtype, backward);
     return kCycle * static_cast<double>(cycles_of_step(plan, layer_gates(mode), backward));

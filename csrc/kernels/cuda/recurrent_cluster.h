@@ -10,8 +10,8 @@ namespace d2lfast::cuda {
 // Whether registers and states fit; clusters of several blocks are for compute capability 9.0 and later.
 bool recurrent_cluster_fits(LayerMode mode, int64_t hidden, DType dtype);
 
-// Whether the step's computed time is below that of torch's layer; training: of forward and backward
-// together.
+// Of a layer that fits, whether the step's computed time is below that of torch's layer; training: of forward
+// and backward together.
 bool recurrent_cluster_wins(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, bool training);
 
 // As launch_recurrent_layer and launch_recurrent_layer_backward (recurrent_layer.h). One launch each.

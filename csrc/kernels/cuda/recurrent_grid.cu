@@ -161,13 +161,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int32_t sequence = own.sequence + done + s, unit = own.unit + u;
         A state = staged[s * pitch + unit];
         if (sequence < now.count) {
-          const auto input = input_gates<T, G>(p, now.offset + sequence, unit);
-          Gates<A, G> sum = bias_gates<T, G>(p, unit);
+          Gates<A, G> sum;
 #pragma unroll
-          for (int g = 0; g < G; ++g) sum.of[g] += sums[s * filled + g * own.units + u];
+          for (int g = 0; g < G; ++g) sum.of[g] = sums[s * filled + g * own.units + u];
           const int64_t row = now.offset + sequence, at = static_cast<int64_t>(sequence) * hidden + unit;
           const A cell = G == 4 ? cells[at] : A(0);
-          const auto result = forward_unit<A, G>(p.mode, state, cell, input, sum);
+          const auto input = input_gates<T, G>(p, row, unit), bias = bias_gates<T, G>(p, unit);
+          const auto result = forward_unit<A, G>(p.mode, state, cell, input, sum, bias);
           store_unit<T, G>(p, row, unit, result);
           state = result.state;
           if (G == 4) cells[at] = result.cell;
@@ -268,9 +268,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
 }
 
-int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
-
-int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 int64_t compute_bytes_of(DType dtype) { return std::max<int64_t>(4, bytes_of(dtype)); }
 
 int64_t pitch_of(LayerMode mode, int64_t hidden, DType dtype, bool backward) {

@@ -59,9 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           const int64_t row = now.offset + sequence;
           const A cell = cells[at];
           const auto input = input_gates<T, G>(p, row, unit), bias = bias_gates<T, G>(p, unit);
-#pragma unroll
-          for (int g = 0; g < G; ++g) sum[i].of[g] += bias.of[g];
-          const auto result = forward_unit<A, G>(p.mode, state, cell, input, sum[i]);
+          const auto result = forward_unit<A, G>(p.mode, state, cell, input, sum[i], bias);
           store_unit<T, G>(p, row, unit, result);
           state = result.state;
           if (G == 4) cells[at] = result.cell;
@@ -146,8 +144,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
 // Of a block with `rows` sequences; backward needs more than forward.
 int64_t shared_bytes(LayerMode mode, int64_t hidden, DType dtype, int64_t rows, bool backward) {
   const int64_t gates = layer_gates(mode), states = backward ? 2 + gates : 3;
@@ -171,7 +167,7 @@ cudaError_t run(const RecurrentLayerParams& p, DType dtype, cudaStream_t stream)
   if (static_cast<int64_t>(p.batch) * p.steps * p.hidden == 0) return cudaSuccess;
   if (!recurrent_layer_fits(p.mode, p.hidden, dtype)) return cudaErrorInvalidValue;
   const int32_t rows = rows_of(p, dtype, kBackward);
-  const LaunchShape shape{static_cast<unsigned>((p.batch + rows - 1) / rows), kThreads,
+  const LaunchShape shape{static_cast<unsigned>(divide_up(p.batch, rows)), kThreads,
                           static_cast<size_t>(shared_bytes(p.mode, p.hidden, dtype, rows, kBackward))};
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;

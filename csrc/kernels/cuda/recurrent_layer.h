@@ -12,6 +12,12 @@ constexpr int64_t layer_gates(LayerMode mode) {
   return mode == LayerMode::kLSTM ? 4 : mode == LayerMode::kGRU ? 3 : 1;
 }
 
+constexpr int64_t bytes_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+constexpr int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
 // One direction of a layer over whole sequences. N: batch, H: hidden, G: gates in torch's order; rows: of all
 // steps together, those of step t at offsets[t], of which counts[t] sequences take part (null: N at t * N).
 // A: accumulator type; the other tensors are of the tensors' type.

@@ -35,7 +35,7 @@ __device__ inline Step step_before(const RecurrentLayerParams& p, const Step& no
   return t >= 0 && t < p.steps ? step_at(p, t) : Step{t, 0, 0};
 }
 
-// What the gates of a unit get in one step, from the input or from the states.
+// What the gates of a unit get in one step: from the input, from the states, or b_hh.
 template <typename A, int G>
 struct Gates {
   A of[G];
@@ -52,7 +52,6 @@ __device__ Gates<Compute<T>, G> input_gates(const RecurrentLayerParams& p, int64
   return gates;
 }
 
-// b_hh.
 template <typename T, int G>
 __device__ Gates<Compute<T>, G> bias_gates(const RecurrentLayerParams& p, int32_t unit) {
   Gates<Compute<T>, G> gates;
@@ -68,16 +67,21 @@ struct Unit {
   A state, cell, saved[4];
 };
 
-// recurrent: the states' products, with b_hh.
+__device__ inline Activation activation_of(LayerMode mode) {
+  return mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU;
+}
+
+// products: of the states.
 template <typename A, int G>
 __device__ Unit<A, G> forward_unit(LayerMode mode, A state, A cell, const Gates<A, G>& input,
-                                   const Gates<A, G>& recurrent) {
-  const auto sum = [&](int g) { return input.of[g] + recurrent.of[g]; };
+                                   const Gates<A, G>& products, const Gates<A, G>& bias) {
+  const auto recurrent = [&](int g) { return products.of[g] + bias.of[g]; };
+  const auto sum = [&](int g) { return input.of[g] + recurrent(g); };
   if constexpr (G == 1) {
-    return {rnn_unit(sum(0), mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU), cell, {}};
+    return {rnn_unit(sum(0), activation_of(mode)), cell, {}};
   } else if constexpr (G == 3) {
     GRUUnit<A> u;
-    u.forward(sum(0), sum(1), input.of[2], recurrent.of[2]);
+    u.forward(sum(0), sum(1), input.of[2], recurrent(2));
     return {u.output(state), cell, {u.r, u.z, u.n, u.candidate}};
   } else {
     const auto u = LSTMUnit<A>::of(sum(0), sum(1), sum(2), sum(3));
@@ -150,8 +154,7 @@ __device__ GateGradients<A, G> backward_unit(LayerMode mode, const Kept<A, G>& k
   const A given = grad + kept.grad_output;
   grad = 0;
   if constexpr (G == 1) {
-    const Gates<A, G> gates{
-        rnn_unit_gradient(given, kept.now, mode == LayerMode::kTanh ? Activation::kTanh : Activation::kReLU)};
+    const Gates<A, G> gates{rnn_unit_gradient(given, kept.now, activation_of(mode))};
     return {gates, gates};
   } else if constexpr (G == 3) {
     const GRUUnit<A> u{kept.saved[0], kept.saved[1], kept.saved[2], kept.saved[3]};

@@ -31,6 +31,16 @@ using Optional = std::optional<Tensor>;
 
 cuda::LayerMode mode_of(const RecurrentLayer& layer) { return static_cast<cuda::LayerMode>(layer.mode); }
 
+// Which persistent kernel takes a layer: clusters with the recurrent weight in registers, blocks that keep it
+// in shared memory alone, or all blocks of a grid together.
+enum class Kernel { kCluster, kAlone, kGrid, kNone };
+
+Kernel kernel_of(cuda::LayerMode mode, int64_t hidden, int64_t batch, DType dtype) {
+  if (cuda::recurrent_cluster_fits(mode, hidden, dtype)) return Kernel::kCluster;
+  if (cuda::recurrent_layer_fits(mode, hidden, dtype)) return Kernel::kAlone;
+  return cuda::recurrent_grid_workspace(mode, hidden, batch, dtype) > 0 ? Kernel::kGrid : Kernel::kNone;
+}
+
 Tensor device_vector(const std::vector<int64_t>& values, const Tensor& like) {
   return at::tensor(values, at::kLong).to(like.device());
 }
@@ -39,6 +49,7 @@ Tensor device_vector(const std::vector<int64_t>& values, const Tensor& like) {
 struct Call {
   RecurrentLayer layer;
   DType dtype;
+  Kernel kernel;
   bool packed;
   Tensor input;            // [rows,inputs], undefined for tokens
   Tensor tokens;           // [rows]
@@ -51,6 +62,7 @@ struct Call {
        std::string_view mode, bool bias, bool projected, bool reverse)
       : layer(describe_recurrent_layer(x, batch_sizes, h, c, given, mode, bias, projected, reverse)),
         dtype(kernel_dtype(h, "d2lfast::_recurrent_layer")),
+        kernel(projected ? Kernel::kNone : kernel_of(mode_of(layer), layer.hidden, layer.batch, dtype)),
         packed(batch_sizes.has_value() && batch_sizes->defined()),
         hx(h.contiguous()),
         weights(given.begin(), given.end()),
@@ -67,30 +79,24 @@ struct Call {
     }
   }
 
-  // Whether clusters take sequences through time, with the recurrent weight in registers.
-  bool clusters() const { return cuda::recurrent_cluster_fits(mode_of(layer), layer.hidden, dtype); }
-  // Whether blocks do alone, with the weight in shared memory.
-  bool alone() const { return cuda::recurrent_layer_fits(mode_of(layer), layer.hidden, dtype); }
-  // Elements that blocks of a grid exchange.
-  int64_t exchanged() const {
-    return cuda::recurrent_grid_workspace(mode_of(layer), layer.hidden, layer.batch, dtype);
-  }
   // Whether a persistent kernel takes the layer; else torch's operators compute it step by step (`aten`).
-  bool fits() const { return !layer.projected && (clusters() || alone() || exchanged() > 0); }
+  bool fits() const { return kernel != Kernel::kNone; }
 
   void launch(const cuda::RecurrentLayerParams& p, bool backward) const {
     const cudaStream_t stream = current_stream();
-    if (clusters()) {
+    if (kernel == Kernel::kCluster) {
       const auto run = backward ? cuda::launch_recurrent_cluster_backward : cuda::launch_recurrent_cluster;
       C10_CUDA_CHECK(run(p, dtype, stream));
       return;
     }
-    if (alone()) {
+    if (kernel == Kernel::kAlone) {
       const auto run = backward ? cuda::launch_recurrent_layer_backward : cuda::launch_recurrent_layer;
       C10_CUDA_CHECK(run(p, dtype, stream));
       return;
     }
-    const Tensor workspace = at::empty({exchanged()}, hx.options().dtype(layer.compute));
+    const int64_t exchanged =
+        cuda::recurrent_grid_workspace(mode_of(layer), layer.hidden, layer.batch, dtype);
+    const Tensor workspace = at::empty({exchanged}, hx.options().dtype(layer.compute));
     const auto run = backward ? cuda::launch_recurrent_grid_backward : cuda::launch_recurrent_grid;
     C10_CUDA_CHECK(run(p, workspace.mutable_data_ptr(), dtype, stream));
   }
@@ -344,11 +350,19 @@ std::string algorithm(std::string_view mode_name, int64_t batch, int64_t hidden,
                       : type == at::kFloat ? DType::kFloat32
                                            : DType::kFloat16;
   const auto mode = static_cast<cuda::LayerMode>(recurrent_mode(mode_name));
-  if (cuda::recurrent_cluster_fits(mode, hidden, dtype)) {
-    return cuda::recurrent_cluster_wins(mode, hidden, batch, dtype, training) ? "persistent_cluster" : "aten";
+  switch (kernel_of(mode, hidden, batch, dtype)) {
+    case Kernel::kCluster:
+      if (cuda::recurrent_cluster_wins(mode, hidden, batch, dtype, training)) return "persistent_cluster";
+      break;
+    case Kernel::kAlone:
+      return "persistent";
+    case Kernel::kGrid:
+      if (cuda::recurrent_grid_wins(mode, hidden, batch, dtype, training)) return "persistent_grid";
+      break;
+    case Kernel::kNone:
+      break;
   }
-  if (cuda::recurrent_layer_fits(mode, hidden, dtype)) return "persistent";
-  return cuda::recurrent_grid_wins(mode, hidden, batch, dtype, training) ? "persistent_grid" : "aten";
+  return "aten";
 }
 
 }  // namespace

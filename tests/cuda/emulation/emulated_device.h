@@ -25,15 +25,14 @@ class SharedElement {
   SharedElement(T* value, emulation::Shadow* shadow, const emulation::Block* block)
       : value_(value), shadow_(shadow), block_(block) {}
   operator T() const {
-    const auto& thread = *Grid::get().current;
     const int64_t now = block_->barrier.epoch;
     if (shadow_->copies > 0) Grid::get().fail("a read of shared memory during an asynchronous copy");
     if (!shadow_->initialised) Grid::get().fail("a read of shared memory that nobody wrote");
-    if (shadow_->written_at == now && shadow_->writer != thread.linear) {
+    if (shadow_->written_at == now && shadow_->writer != thread()) {
       Grid::get().fail("a read of shared memory that races with a write of thread " +
                        std::to_string(shadow_->writer));
     }
-    shadow_->reader = shadow_->read_at == now && shadow_->reader != thread.linear ? -2 : thread.linear;
+    shadow_->reader = shadow_->read_at == now && shadow_->reader != thread() ? -2 : thread();
     shadow_->read_at = now;
     return *value_;
   }

@@ -141,9 +141,11 @@ class Grid {
     wait(grid_barrier_, live_);
   }
   void sync_cluster(int64_t blocks) {
-    const bool last = cluster_barrier_.arrived + 1 == live_;
-    if (cluster(blocks).size() == 1) return sync_block();
-    for (Block& block : blocks_) block.barrier.epoch += last;
+    const std::span<Block> all = cluster(blocks);
+    if (all.size() == 1) return sync_block();
+    if (cluster_barrier_.arrived + 1 == live_) {
+      for (Block& block : all) ++block.barrier.epoch;
+    }
     wait(cluster_barrier_, live_);
   }
   std::span<Block> cluster(int64_t blocks) {

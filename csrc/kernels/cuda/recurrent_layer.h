@@ -40,8 +40,8 @@ struct RecurrentLayerParams {
   const void* grad_output;  // [rows,H] at a distance of `grad_output_row`, or null
   int64_t grad_output_row;
   const void *grad_h, *grad_c;  // [N,H] or null
-  void* grad_gates;             // A [rows,G*H] before the activations
-  void* grad_hidden_gates;      // GRU: A [rows,G*H] of the recurrent products
+  void* grad_gates;             // [rows,G*H] before the activations
+  void* grad_hidden_gates;      // GRU: [rows,G*H] of the recurrent products
   void *grad_h_0, *grad_c_0;    // [N,H]
 };
 

@@ -176,8 +176,8 @@ __device__ void store_gradients(const RecurrentLayerParams& p, int64_t row, int3
 #pragma unroll
   for (int g = 0; g < G; ++g) {
     const int64_t to = (row * G + g) * p.hidden + unit;
-    *element<Compute<T>>(p.grad_gates, to) = gradients.gates.of[g];
-    if (G == 3) *element<Compute<T>>(p.grad_hidden_gates, to) = gradients.hidden.of[g];
+    *element<T>(p.grad_gates, to) = from_compute<T>(gradients.gates.of[g]);
+    if (G == 3) *element<T>(p.grad_hidden_gates, to) = from_compute<T>(gradients.hidden.of[g]);
   }
 }
 

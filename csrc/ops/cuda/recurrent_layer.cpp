@@ -1,10 +1,8 @@
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/index_select.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/one_hot.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/tensor.h>
@@ -16,10 +14,11 @@
 #include "../dtype.h"
 #include "../recurrent_layer.h"
 #include "../recurrent_reference.h"
+#include "recurrent_products.h"
 #include "runtime.h"
 
-// Layers over whole sequences: the products that do not wait for a state are torch's, over all steps at once;
-// the recurrence is one persistent kernel for each direction, of blocks with sequences of their own or of
+// Layers over whole sequences: the products that do not wait for a state go over all steps at once; the
+// recurrence is one persistent kernel for each direction, of blocks with sequences of their own or of
 // blocks that share out the units, of a cluster or of the whole grid.
 
 namespace d2lfast::ops {
@@ -105,23 +104,18 @@ struct Call {
     return weights[static_cast<size_t>(direction * each + i)];
   }
   bool bias() const { return each == 4; }
-  // Products and the gradients of gates are of accumulator type: in 16 bits the roundings of many steps would
-  // add.
-  Tensor wide(const Tensor& tensor) const { return tensor.to(layer.compute); }
   Tensor narrow(const Tensor& tensor) const { return tensor.to(hx.scalar_type()); }
 
   // The input of the products as numbers.
-  Tensor rows() const {
-    return layer.tokens ? at::one_hot(tokens, layer.inputs).to(layer.compute) : wide(input);
-  }
+  Tensor rows() const { return layer.tokens ? narrow(at::one_hot(tokens, layer.inputs)) : input; }
 
+  // Of the input, with b_ih, of accumulator type.
   Tensor products(int64_t d) const {
     if (layer.tokens) {
-      const Tensor chosen = wide(at::index_select(weight(d, 0).t(), 0, tokens));
-      return (bias() ? chosen + wide(weight(d, 2)) : chosen).contiguous();
+      const Tensor chosen = at::index_select(weight(d, 0).t(), 0, tokens).to(layer.compute);
+      return (bias() ? chosen + weight(d, 2) : chosen).contiguous();
     }
-    const Tensor factor = wide(weight(d, 0)).t();
-    return bias() ? at::addmm(wide(weight(d, 2)), wide(input), factor) : at::mm(wide(input), factor);
+    return times_transposed(input, weight(d, 0), bias() ? weight(d, 2) : Tensor());
   }
 
   // [rows,H] of one direction in a tensor of all.
@@ -309,7 +303,7 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
   Tensor grad_input = wants_input ? Tensor() : at::empty({0}, options);
   for (int64_t d = 0; d < l.directions; ++d) {
     const Tensor recurrent = call.weight(d, 1).contiguous();
-    const Tensor gates = at::empty({l.rows, l.gates()}, options.dtype(l.compute));
+    const Tensor gates = at::empty({l.rows, l.gates()}, options);
     const Tensor hidden_gates = gru ? at::empty_like(gates) : gates;
     cuda::RecurrentLayerParams p = call.params(d, recurrent);
     p.output = call.part(states, d).mutable_data_ptr();
@@ -327,15 +321,15 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
     p.grad_c_0 = direction_data(grad_cx, d);
     call.launch(p, true);
     if (wants_input) {
-      const Tensor part = at::mm(gates, call.wide(call.weight(d, 0)));
+      const Tensor part = times_transposed(gates, call.weight(d, 0).t());
       grad_input = grad_input.defined() ? grad_input + part : part;
     }
     if (!mask[3]) continue;
-    grads.push_back(call.narrow(at::mm(gates.t(), call.rows())));
-    grads.push_back(call.narrow(at::mm(hidden_gates.t(), call.wide(states_before(call, states, d)))));
+    grads.push_back(call.narrow(transposed_times(gates, call.rows())));
+    grads.push_back(call.narrow(transposed_times(hidden_gates, states_before(call, states, d))));
     if (bias) {
-      grads.push_back(call.narrow(at::sum(gates, {0})));
-      grads.push_back(call.narrow(at::sum(hidden_gates, {0})));
+      grads.push_back(at::sum(gates, {0}));
+      grads.push_back(at::sum(hidden_gates, {0}));
     }
   }
   if (wants_input) grad_input = call.narrow(grad_input).view(input.sizes());

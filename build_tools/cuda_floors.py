@@ -59,7 +59,7 @@ def kernels_of(case: Case) -> str:
     kind, _, unit = case.operator.partition("_")
     if unit == "cell":
         return f"{kind}_forward / {kind}_backward"
-    name = "recurrent_cluster" if case.sequences[1][1] <= 256 else "recurrent_grid"
+    name = "recurrent_cluster_tensor_core" if case.sequences[1][1] <= 256 else "recurrent_grid"
     return f"{name} / {name}_backward"
 
 

@@ -9,7 +9,9 @@ from d2lfast.nn import recurrent_layers
 
 pytestmark = gpu
 
+TOLERANCE = {"ieee": 3e-6, "tf32": 2.0**-8}
 GATES = {"tanh": 1, "gru": 3, "lstm": 4}
+UNITS = {"tanh": 32, "gru": 16, "lstm": 16}
 KERNELS = {"persistent_cluster": "ClusterShare", "persistent": ", int)", "persistent_grid": "GridShare"}
 
 
@@ -19,7 +21,7 @@ def kernels_of(made):
 
 
 def restrict(monkeypatch, kernel):
-    """A GPU on which layers of 16 units take this kernel: with few registers, with little shared memory."""
+    """A GPU on which layers of UNITS take this kernel: with few registers, with little shared memory."""
     if kernel != "persistent_cluster":
         monkeypatch.setenv("D2LFAST_EMULATED_REGISTERS", "32768")
     if kernel == "persistent_grid":
@@ -34,12 +36,22 @@ def test_the_choice_of_a_recurrent_layer_is_traced():
     assert choose(torch.randn(3, 2, 4)) is False
 
 
-def compare(mode, hidden, sizes, dtype, tolerance):
+@pytest.fixture(params=["ieee", "tf32"])
+def precision(request):
+    """Torch's switch for float32 in recurrent layers."""
+    recurrent = torch.backends.cudnn.rnn
+    before = recurrent.fp32_precision
+    recurrent.fp32_precision = request.param
+    yield request.param
+    recurrent.fp32_precision = before
+
+
+def compare(mode, hidden, sizes, dtype, tolerance, inputs=3):
     """A layer of both directions over packed sequences with torch's in float64; the kernels it took."""
     kind = {"tanh": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[mode]
-    layer = kind(3, hidden, bidirectional=True).to(dtype).double()
+    layer = kind(inputs, hidden, bidirectional=True).to(dtype).double()
     sizes, first = torch.tensor(sizes), 2 if mode == "lstm" else 1
-    data = torch.randn(int(sizes.sum()), 3).to(dtype)
+    data = torch.randn(int(sizes.sum()), inputs).to(dtype)
     states = [torch.randn(2, int(sizes[0]), hidden).to(dtype).double().requires_grad_() for _ in range(first)]
     packed = torch.nn.utils.rnn.PackedSequence(data.double(), sizes)
     wanted = layer(packed, tuple(states) if mode == "lstm" else states[0])[0].data
@@ -61,11 +73,14 @@ def compare(mode, hidden, sizes, dtype, tolerance):
     ("hidden", "blocks"),
     [(1, 1), (7, 1), (32, 1), (33, 1), (64, 1), (65, 2), (100, 2), (128, 2), (129, 8), (160, 8), (256, 8)],
 )
-def test_clusters(mode, hidden, blocks):
-    """Up to 15 sequences a block, more than its threads take at once, of which some end early."""
-    made = compare(mode, hidden, [45, 44, 20, 1] if blocks == 1 else [17, 17, 9, 2], torch.float32, 3e-6)
+def test_clusters(mode, hidden, blocks, precision):
+    """Up to 17 sequences a block, more than its threads take at once, of which some end early."""
+    sizes = [45, 44, 20, 1] if blocks == 1 else [17, 17, 9, 2]
+    made = compare(mode, hidden, sizes, torch.float32, TOLERANCE[precision])
     assert kernels_of(made) == ["persistent_cluster"] * 4
     grids = {grid[0] for grid, _, _, kernel in made if "ClusterShare" in kernel}
+    if precision == "tf32" and blocks == 2:
+        blocks = 4
     assert grids == {3 if blocks == 1 else blocks}
 
 
@@ -78,10 +93,36 @@ def test_several_clusters(mode, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("hidden", [30, 64, 70, 132])
 @pytest.mark.parametrize("mode", GATES)
-def test_clusters_in_16_bits(mode, dtype):
-    made = compare(mode, 70, [5, 4], dtype, 0.02)
+def test_clusters_in_16_bits(mode, hidden, dtype):
+    made = compare(mode, hidden, [5, 4], dtype, 4 * torch.finfo(dtype).eps)
     assert kernels_of(made) == ["persistent_cluster"] * 4
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("mode", GATES)
+def test_products_of_all_steps(mode, kernel, precision, monkeypatch):
+    """Of float32 they are implicit GEMM where torch lets them round: one and two of weights each way."""
+    restrict(monkeypatch, kernel)
+    made = compare(mode, UNITS[mode], [9, 8, 2], torch.float32, TOLERANCE[precision], inputs=8)
+    assert kernels_of(made) == [kernel] * 4
+    implicit = [name for *_, name in made if "Implicit" in name]
+    assert len(implicit) == (0 if precision == "ieee" else 2 * 3)
+
+
+@pytest.mark.parametrize("hidden", [1, 40, 200])
+def test_tf32_only_where_torch_allows_it(hidden, precision):
+    """1 + 2^-12 is 1 in TF32."""
+    value = 1 + 2.0**-12
+    weights = [torch.zeros(hidden, 1, requires_grad=True), torch.eye(hidden, requires_grad=True)]
+    hx = torch.full((1, 9, hidden), value, requires_grad=True)
+    arguments = (None, hx, None, weights, "relu", False, False, False)
+    output = ops._recurrent_layer(torch.zeros(1, 9, 1), *arguments)[0]
+    (grad,) = torch.autograd.grad(output, hx, torch.full_like(output, value))
+    rounded = 1.0 if precision == "tf32" else value
+    assert (output == rounded).all()
+    assert (grad == rounded).all()
 
 
 @pytest.mark.parametrize("mode", GATES)
@@ -129,6 +170,8 @@ def test_kernel_by_device(capability, registers, layer, kernel, monkeypatch):
         (132, ("lstm", 32, 256, torch.float32, True), "persistent_cluster"),
         (132, ("gru", 128, 256, torch.float32, True), "persistent_cluster"),
         (132, ("lstm", 512, 256, torch.float32, True), "aten"),
+        (132, ("gru", 512, 256, torch.bfloat16, True), "persistent_cluster"),
+        (132, ("lstm", 512, 256, torch.bfloat16, True), "aten"),
         (132, ("lstm", 32, 650, torch.bfloat16, True), "aten"),
         (132, ("lstm", 8, 1024, torch.bfloat16, False), "persistent_grid"),
         (132, ("lstm", 8, 1024, torch.bfloat16, True), "aten"),
@@ -163,7 +206,7 @@ def test_misaligned_tensors(mode, gates, kernel, monkeypatch):
     def misaligned(*shape):
         return (0.5 * torch.randn(torch.Size(shape).numel() + 1))[1:].view(shape)
 
-    hidden, cell = 32 if mode == "tanh" else 16, mode == "lstm"
+    hidden, cell = UNITS[mode], mode == "lstm"
     states = [misaligned(1, 3, hidden).requires_grad_() for _ in range(1 + cell)]
     leaves = [*states, *(misaligned(gates * hidden, n).requires_grad_() for n in (5, hidden))]
     leaves += [misaligned(gates * hidden).requires_grad_() for _ in range(2)]

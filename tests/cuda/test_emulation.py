@@ -121,7 +121,8 @@ def test_far_end(library, code):
 
 def test_far_end_of_kernels(library, tmp_path):
     """Winograd's transforms and the recurrent kernels, whose operators multiply matrices of that size."""
-    families = ("conv2d_winograd", "recurrent", "recurrent_cluster", "recurrent_grid", "recurrent_layer")
+    kinds = ("", "_cluster", "_cluster_tensor_core", "_grid", "_layer")
+    families = ("conv2d_winograd", *(f"recurrent{kind}" for kind in kinds))
     program = built(tmp_path, library, "far_end", [f"{family}.kernel.o" for family in families])
     run = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -231,6 +232,14 @@ MUTATIONS = {
     "a block outside the cluster": (
         "recurrent_cluster", r"(mapa\.shared::cluster\.u32 %r\d+, %r\d+), %r\d+;", r"\1, 2;",
         "recurrent", "clusters and 65", "a block outside the cluster",
+    ),
+    "no barrier before parts are added": (
+        "recurrent_cluster_tensor_core", r"\bbar\.sync\s+0;", "",
+        "recurrent", "clusters and 64-1 and tf32", "a race on shared memory",
+    ),
+    "units in another order": (
+        "recurrent_cluster_tensor_core", r"(mma\.sync\S+ \{[^}]*\}, \{)([^,]*),([^,]*),", r"\1\3,\2,",
+        "recurrent", "clusters and 64-1 and tf32", "AssertionError",
     ),
     "an unknown operation": (
         "cross_entropy", r"ex2\.approx", "ex3.approx", "cross_entropy", "[10", "operation ex3",

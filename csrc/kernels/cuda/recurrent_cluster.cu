@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "device.cuh"
 #include "device_limits.h"
-#include "recurrent_layer_unit.cuh"
+#include "recurrent_cluster.cuh"
 #include "recurrent_step_time.h"
 #include "warp_sum.cuh"
 
@@ -13,92 +12,43 @@ namespace d2lfast::cuda {
 namespace {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int kStates = 32;  // of a unit's product, for each of its lanes
+constexpr int kStates = 32;  // of a unit's product, for each of the lanes that share it
 constexpr int kUnits = 4;    // neighbours in a warp: four lanes differ in the unit alone
 constexpr int kDepth = kStates / kUnits;
 constexpr int kPad = 4;  // so that lanes by 16 bytes, and sequences, begin in different banks
-
-// `lanes` share a unit (1, 2, 4 or 8), which suffices for 32 units each; `blocks` of a cluster have all
-// units, for `rows` sequences.
-struct ClusterShare {
-  int32_t lanes, blocks, rows;
-  bool by_fours;  // the weight is read by four elements
-};
-
-// Neighbouring weights, of which there are no more than `left`.
-template <typename T>
-struct FourWeights {
-  const T* from;
-  int32_t left;
-};
-
-// store(i, n, weight) for four neighbours n at each of `where(i)`, i < kCount; zeros where there are none.
-template <typename T, int kCount, typename Where, typename Store>
-__device__ __forceinline__ void read_weights(bool by_fours, Where&& where, Store&& store) {
-  const auto read = [&](auto load_four) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const Vector<T, 4> four = load_four(where(i));
-#pragma unroll
-      for (int n = 0; n < 4; ++n) store(i, n, to_compute(four.lane[n]));
-    }
-  };
-  if (by_fours) {
-    read([](const FourWeights<T>& w) { return w.left > 0 ? load<4>(w.from) : Vector<T, 4>{}; });
-  } else {
-    read([](const FourWeights<T>& w) {
-      Vector<T, 4> four{};
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        if (n < w.left) four.lane[n] = w.from[n];
-      }
-      return four;
-    });
-  }
-}
 
 // Warps that have all units of a block. Others have the same units and other sequences.
 D2LFAST_HOST_DEVICE constexpr int32_t unit_warps(int32_t lanes) {
   return lanes * lanes < kWarps ? lanes * lanes : kWarps;
 }
 
-// Sequences that the threads of a unit have at a time.
-D2LFAST_HOST_DEVICE constexpr int32_t sequences_at_once(int32_t lanes) {
-  return kWarps / unit_warps(lanes) * lanes;
-}
+// A thread's unit, whose product it computes a part of, for the sequences of all lanes of the unit.
+struct UnitLanes {
+  int32_t unit, part, first, rows;  // first, rows: the cluster's sequences
+  int32_t group, lanes, at_once;
 
-// A thread's unit and, of each item, its sequence.
-struct Place {
-  int32_t unit, part, first, rows;  // part: of the unit's lanes; first, rows: the cluster's sequences
-  int32_t group, lanes, at_once, units;
-
-  __device__ Place(const RecurrentLayerParams& p, const ClusterShare& share)
+  __device__ UnitLanes(const RecurrentLayerParams& p, const ClusterShare& share)
       : first(static_cast<int32_t>(blockIdx.x) / share.blocks * share.rows),
         lanes(share.lanes),
-        at_once(sequences_at_once(share.lanes)),
-        units(p.hidden) {
+        at_once(share.at_once()) {
     const auto lane = static_cast<int32_t>(threadIdx.x) % 32, warp = static_cast<int32_t>(threadIdx.x) / 32;
     const int32_t warps = unit_warps(lanes), rank = static_cast<int32_t>(blockIdx.x) % share.blocks;
     const int32_t first_unit = (rank * warps + warp % warps) * (32 / lanes);
     unit = first_unit + lane / (kUnits * lanes) * kUnits + lane % kUnits;
     part = lane / kUnits % lanes;
     group = warp / warps;
-    rows = first_unit < units ? share.rows : 0;
+    rows = first_unit < p.hidden ? share.rows : 0;
   }
 
   // The first of the lanes' sequences, counted from the cluster's first.
   __device__ int32_t begin(int32_t item) const { return item * at_once + group * lanes; }
   __device__ int32_t row(int32_t item) const { return begin(item) + part; }
-  __device__ int32_t sequence(int32_t item) const { return first + row(item); }
-  // Whether the thread's sequence is one of the first `sequences`.
-  __device__ bool has(int32_t item, int32_t sequences) const {
-    return unit < units && row(item) < rows && sequence(item) < sequences;
-  }
+  __device__ float exchanged(float value) const { return value; }
 
   // visit(row, whether it is the thread's) for those of the lanes' sequences that are among the first.
   template <typename Visit>
   __device__ void visit_lanes(int32_t item, int32_t sequences, Visit&& visit) const {
-    const int32_t end = rows < sequences - first ? rows : sequences - first;
+    const int32_t end = rows < sequences ? rows : sequences;
     for (int32_t i = 0; i < lanes; ++i) {
       if (begin(item) + i >= end) break;
       visit(begin(item) + i, i == part);
@@ -106,8 +56,8 @@ struct Place {
   }
 
   // The sum of each value over the lanes of a unit.
-  template <typename A, int N>
-  __device__ void add_over_parts(A (&values)[N]) const {
+  template <int N>
+  __device__ void add_over_parts(float (&values)[N]) const {
 #pragma unroll
     for (int32_t number = 1; number < 8; number *= 2) {
       if (lanes <= number) break;
@@ -117,345 +67,238 @@ struct Place {
   }
 };
 
-// The step that comes after `s` others.
-__device__ inline Step step_in_order(const RecurrentLayerParams& p, int32_t s, bool backward) {
-  if (s >= p.steps) return {0, 0, 0};
-  return step_at(p, p.reversed != backward ? p.steps - 1 - s : s);
-}
-
-__device__ inline int32_t state_place(int32_t k) { return k / kStates * (kStates + kPad) + k % kStates; }
 D2LFAST_HOST_DEVICE constexpr int32_t state_pitch(int32_t lanes) { return lanes * (kStates + kPad) + kPad; }
 
-// Shared memory: states before and after a step [2][rows][pitch]; of an LSTM cell states [items][threads].
-template <typename T, int G>
-__global__ void __launch_bounds__(kThreads, 1)
-    recurrent_cluster(const RecurrentLayerParams p, const ClusterShare share) {
-  using A = Compute<T>;
-  const Place own(p, share);
-  const int32_t hidden = p.hidden, pitch = state_pitch(share.lanes), size = share.rows * pitch;
-  const int32_t items = (share.rows + own.at_once - 1) / own.at_once;
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const auto states = dynamic_shared<A>();
-  const auto cells = states + 2 * size;
-  A weight[G][kStates];
-  const int32_t begin = own.part * kStates, left = own.unit < hidden ? hidden - begin : 0;
-  read_weights<T, G * kStates / 4>(
-      share.by_fours,
-      [&](int i) {
-        const int g = i / (kStates / 4), k = i % (kStates / 4) * 4;
-        const int64_t row = static_cast<int64_t>(g) * hidden + own.unit;
-        return FourWeights<T>{element<T>(p.weight, row * hidden + begin + k), left - k};
-      },
-      [&](int i, int n, A value) { weight[i / (kStates / 4)][i % (kStates / 4) * 4 + n] = value; });
-  const auto bias = own.unit < hidden ? bias_gates<T, G>(p, own.unit) : Gates<A, G>{};
-  const int32_t filled = share.lanes * kStates;
-  for (int32_t i = thread; i < share.rows * filled; i += kThreads) {
-    const int32_t row = i / filled, k = i - row * filled, sequence = own.first + row;
-    const bool valid = k < hidden && sequence < p.batch;
-    const int64_t from = static_cast<int64_t>(sequence) * hidden + k;
-    states[row * pitch + state_place(k)] = valid ? to_compute(*element<T>(p.h_0, from)) : A(0);
-    states[size + row * pitch + state_place(k)] = A(0);
+template <int G>
+struct ForwardLanes : UnitLanes {
+  ClusterMemory memory;
+  float weight[G][kStates];
+
+  __device__ ForwardLanes(const RecurrentLayerParams& p, const ClusterShare& share)
+      : UnitLanes(p, share), memory{state_pitch(share.lanes), 1, 0} {
+    const int32_t begin = part * kStates, left = unit < p.hidden ? p.hidden - begin : 0;
+    read_weights<float, G * kStates / 4>(
+        share.by_fours,
+        [&](int i) {
+          const int g = i / (kStates / 4), k = i % (kStates / 4) * 4;
+          const int64_t row = static_cast<int64_t>(g) * p.hidden + unit;
+          return FourWeights<float>{element<float>(p.weight, row * p.hidden + begin + k), left - k};
+        },
+        [&](int i, int n, float value) { weight[i / (kStates / 4)][i % (kStates / 4) * 4 + n] = value; });
   }
-  for (int32_t item = 0; G == 4 && item < items; ++item) {
-    if (!own.has(item, p.batch)) continue;
-    const int64_t from = static_cast<int64_t>(own.sequence(item)) * hidden + own.unit;
-    cells[item * kThreads + thread] = to_compute(*element<T>(p.c_0, from));
-  }
-  const auto input_of = [&](const Step& step, int32_t item) {
-    if (!own.has(item, step.count)) return Gates<A, G>{};
-    return input_gates<T, G>(p, step.offset + own.sequence(item), own.unit);
-  };
-  Step now = step_in_order(p, 0, false), next = step_in_order(p, 1, false);
-  Gates<A, G> ahead = input_of(now, 0);
-  Unit<A, G> result;
-  int64_t result_row = -1;
-  // An item's results go to memory behind the barrier that may follow it, which would wait for them.
-  const auto store_result = [&] {
-    if (result_row >= 0) store_unit<T, G>(p, result_row, own.unit, result);
-    result_row = -1;
-  };
-  sync_cluster(share.blocks);
-  for (int32_t s = 0; s < p.steps; ++s) {
-    const Step later = step_in_order(p, s + 2, false);
-    const auto before = states + s % 2 * size, after = states + (s + 1) % 2 * size;
-    for (int32_t item = 0; item < items; ++item) {
-      store_result();
-      const Gates<A, G> input = ahead;
-      ahead = item + 1 < items ? input_of(now, item + 1) : input_of(next, 0);
-      Gates<A, G> recurrent = {};
-      own.visit_lanes(item, now.count, [&](int32_t row, bool mine) {
-        // Four sums of a single gate, lest each product wait for the one before.
-        constexpr int kSums = G == 1 ? 4 : 1;
-        A parts[G][kSums] = {}, sums[G];
-        const auto from = before + row * pitch + own.part * (kStates + kPad);
+
+  __device__ int32_t place(int32_t k) const { return k / kStates * (kStates + kPad) + k % kStates; }
+
+  __device__ Gates<float, G> product(SharedPointer<float> states, int32_t item, int32_t sequences) const {
+    Gates<float, G> product = {};
+    visit_lanes(item, sequences, [&](int32_t row, bool mine) {
+      // Four sums of a single gate, lest each product wait for the one before.
+      constexpr int kSums = G == 1 ? 4 : 1;
+      float parts[G][kSums] = {}, sums[G];
+      const auto from = states + (row * memory.pitch + part * (kStates + kPad));
 #pragma unroll
-        for (int k = 0; k < kStates; k += 4) {
-          const auto state = load_shared<4>(from + k);
-#pragma unroll
-          for (int g = 0; g < G; ++g) {
-#pragma unroll
-            for (int n = 0; n < 4; ++n) {
-              A& to = parts[g][n % kSums];
-              to = fma(state.lane[n], weight[g][k + n], to);
-            }
-          }
-        }
+      for (int k = 0; k < kStates; k += 4) {
+        const auto state = load_shared<4>(from + k);
 #pragma unroll
         for (int g = 0; g < G; ++g) {
-          sums[g] = parts[g][0];
 #pragma unroll
-          for (int n = 1; n < kSums; ++n) sums[g] += parts[g][n];
+          for (int n = 0; n < 4; ++n) {
+            float& to = parts[g][n % kSums];
+            to = fma(state.lane[n], weight[g][k + n], to);
+          }
         }
-        own.add_over_parts(sums);
-#pragma unroll
-        for (int g = 0; g < G; ++g) recurrent.of[g] = mine ? sums[g] : recurrent.of[g];
-      });
-      if (!own.has(item, p.batch)) continue;
-      const int32_t at = own.row(item) * pitch + state_place(own.unit);
-      A state = before[at];
-      if (own.has(item, now.count)) {
-        const int32_t kept = item * kThreads + thread;
-        const A cell = G == 4 ? static_cast<A>(cells[kept]) : A(0);
-        result = forward_unit<A, G>(p.mode, state, cell, input, recurrent, bias);
-        result_row = now.offset + own.sequence(item);
-        state = result.state;
-        if (G == 4) cells[kept] = result.cell;
       }
-      store_in_cluster(after + at, share.blocks, state);
-    }
-    sync_cluster(share.blocks);
-    now = next;
-    next = later;
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        sums[g] = parts[g][0];
+#pragma unroll
+        for (int n = 1; n < kSums; ++n) sums[g] += parts[g][n];
+      }
+      add_over_parts(sums);
+#pragma unroll
+      for (int g = 0; g < G; ++g) product.of[g] = mine ? sums[g] : product.of[g];
+    });
+    return product;
   }
-  store_result();
-  for (int32_t item = 0; item < items; ++item) {
-    if (!own.has(item, p.batch)) continue;
-    const int64_t to = static_cast<int64_t>(own.sequence(item)) * hidden + own.unit;
-    const A state = states[p.steps % 2 * size + own.row(item) * pitch + state_place(own.unit)];
-    *element<T>(p.h_n, to) = from_compute<T>(state);
-    if (G == 4) {
-      const A cell = cells[item * kThreads + thread];
-      *element<T>(p.c_n, to) = from_compute<T>(cell);
-    }
-  }
-}
+};
 
 // Of a sequence the gradients that a lane reads lie together: those of the gates of `kDepth` units. Four
 // gates are stored at once, by neighbouring units of two sequences.
-template <int G>
-D2LFAST_HOST_DEVICE constexpr int32_t gates_pitch(int32_t lanes) {
-  return lanes * kUnits * (kDepth * G + kPad) + (G == 4 ? 16 : kPad);
-}
-template <int G>
-__device__ int32_t gates_place(int32_t unit) {
-  return unit / kDepth * (kDepth * G + kPad) + unit % kDepth * G;
+D2LFAST_HOST_DEVICE constexpr int32_t gates_pitch(int32_t gates, int32_t lanes) {
+  return lanes * kUnits * (kDepth * gates + kPad) + (gates == 4 ? 16 : kPad);
 }
 
-// Shared memory: gradients of the gates of this step and the one before it [2][rows][pitch], of the states
-// and the cell states [items][threads] each.
-template <typename T, int G>
+template <int G>
+struct BackwardLanes : UnitLanes {
+  ClusterMemory memory;
+  int32_t lane, reads;  // reads: the number of the units whose gates the lane reads
+  float weight[kUnits][G][kDepth];
+
+  __device__ BackwardLanes(const RecurrentLayerParams& p, const ClusterShare& share)
+      : UnitLanes(p, share),
+        memory{gates_pitch(G, share.lanes), 1, 0},
+        lane(static_cast<int32_t>(threadIdx.x) % 32),
+        reads(lane % (kUnits * share.lanes)) {
+    const int32_t begin = unit - lane % kUnits;
+    read_weights<float, G * kDepth>(
+        share.by_fours,
+        [&](int i) {
+          const int32_t of = reads * kDepth + i % kDepth;
+          const int64_t row = static_cast<int64_t>(i / kDepth) * p.hidden + of;
+          return FourWeights<float>{element<float>(p.weight, row * p.hidden + begin),
+                                    of < p.hidden ? p.hidden - begin : 0};
+        },
+        [&](int i, int u, float value) { weight[u][i / kDepth][i % kDepth] = value; });
+  }
+
+  __device__ int32_t place(int32_t of) const { return of / kDepth * (kDepth * G + kPad) + of % kDepth * G; }
+
+  __device__ float product(SharedPointer<float> gates, int32_t item, int32_t sequences) const {
+    float product = 0;
+    visit_lanes(item, sequences, [&](int32_t row, bool mine) {
+      float sums[kUnits] = {};
+      const auto from = gates + (row * memory.pitch + reads * (kDepth * G + kPad));
+#pragma unroll
+      for (int i = 0; i < kDepth * G; i += 4) {
+        const auto gradient = load_shared<4>(from + i);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          const int g = (i + n) % G, k = (i + n) / G;
+#pragma unroll
+          for (int u = 0; u < kUnits; ++u) sums[u] = fma(gradient.lane[n], weight[u][g][k], sums[u]);
+        }
+      }
+      add_over_lanes<kUnits / 2>(sums, lane);
+      float sum[1] = {sums[0]};
+      add_over_parts(sum);
+      product = mine ? sum[0] : product;
+    });
+    return product;
+  }
+};
+
+template <int G>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrent_cluster(const RecurrentLayerParams p, const ClusterShare share) {
+  cluster_forward<float, G, ForwardLanes<G>>(p, share);
+}
+
+template <int G>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrent_cluster_backward(const RecurrentLayerParams p, const ClusterShare share) {
-  using A = Compute<T>;
-  const Place own(p, share);
-  const int32_t hidden = p.hidden, pitch = gates_pitch<G>(share.lanes), size = share.rows * pitch;
-  const int32_t items = (share.rows + own.at_once - 1) / own.at_once;
-  const auto thread = static_cast<int32_t>(threadIdx.x), lane = thread % 32;
-  const int32_t reads = lane % (kUnits * share.lanes);  // the number of the units whose gates the lane reads
-  const auto gates = dynamic_shared<A>();
-  const auto grads = gates + 2 * size;
-  const auto grad_cells = grads + items * kThreads;
-  A weight[kUnits][G][kDepth];
-  const int32_t begin = own.unit - lane % kUnits;
-  read_weights<T, G * kDepth>(
-      share.by_fours,
-      [&](int i) {
-        const int32_t unit = reads * kDepth + i % kDepth;
-        const int64_t row = static_cast<int64_t>(i / kDepth) * hidden + unit;
-        return FourWeights<T>{element<T>(p.weight, row * hidden + begin), unit < hidden ? hidden - begin : 0};
-      },
-      [&](int i, int u, A value) { weight[u][i / kDepth][i % kDepth] = value; });
-  for (int32_t i = thread; i < 2 * size; i += kThreads) gates[i] = A(0);
-  for (int32_t item = 0; item < items; ++item) {
-    if (!own.has(item, p.batch)) continue;
-    const int64_t from = static_cast<int64_t>(own.sequence(item)) * hidden + own.unit;
-    grads[item * kThreads + thread] = value_or_zero<T>(p.grad_h, from);
-    if (G == 4) grad_cells[item * kThreads + thread] = value_or_zero<T>(p.grad_c, from);
-  }
-  const auto kept_in = [&](const Step& step, const Step& before, int32_t item) {
-    if (!own.has(item, step.count)) return Kept<A, G>{};
-    return kept_of<T, G>(p, step, before, own.sequence(item), own.unit);
-  };
-  Step now = step_in_order(p, 0, true), before = step_in_order(p, 1, true), next = step_in_order(p, 2, true);
-  Kept<A, G> ahead = kept_in(now, before, 0);
-  GateGradients<A, G> gradients;
-  int64_t gradients_row = -1;
-  const auto store = [&] {
-    if (gradients_row >= 0) store_gradients<T, G>(p, gradients_row, own.unit, gradients);
-    gradients_row = -1;
-  };
-  sync_cluster(share.blocks);
-  for (int32_t s = 0; s < p.steps; ++s) {
-    const Step later = step_in_order(p, s + 3, true);
-    const auto of_step = gates + s % 2 * size;
-    for (int32_t item = 0; item < items; ++item) {
-      store();
-      const Kept<A, G> kept = ahead;
-      ahead = item + 1 < items ? kept_in(now, before, item + 1) : kept_in(before, next, 0);
-      if (!own.has(item, now.count)) continue;
-      const int32_t at = item * kThreads + thread;
-      A grad = grads[at], grad_cell = G == 4 ? static_cast<A>(grad_cells[at]) : A(0);
-      gradients = backward_unit<A, G>(p.mode, kept, grad, grad_cell);
-      gradients_row = now.offset + own.sequence(item);
-      grads[at] = grad;
-      if (G == 4) grad_cells[at] = grad_cell;
-      const auto to = of_step + own.row(item) * pitch + gates_place<G>(own.unit);
-      if constexpr (G == 4) {
-        const auto& of = gradients.hidden.of;
-        store_in_cluster(to, share.blocks, Vector<A, 4>{{of[0], of[1], of[2], of[3]}});
-      } else {
-#pragma unroll
-        for (int g = 0; g < G; ++g) store_in_cluster(to + g, share.blocks, gradients.hidden.of[g]);
-      }
-    }
-    sync_cluster(share.blocks);
-    store();
-    for (int32_t item = 0; item < items; ++item) {
-      A grad = 0;
-      own.visit_lanes(item, now.count, [&](int32_t row, bool mine) {
-        A sums[kUnits] = {};
-        const auto from = of_step + row * pitch + reads * (kDepth * G + kPad);
-#pragma unroll
-        for (int i = 0; i < kDepth * G; i += 4) {
-          const auto gradient = load_shared<4>(from + i);
-#pragma unroll
-          for (int n = 0; n < 4; ++n) {
-            const int g = (i + n) % G, k = (i + n) / G;
-#pragma unroll
-            for (int u = 0; u < kUnits; ++u) sums[u] = fma(gradient.lane[n], weight[u][g][k], sums[u]);
-          }
-        }
-        add_over_lanes<kUnits / 2>(sums, lane);
-        A sum[1] = {sums[0]};
-        own.add_over_parts(sum);
-        grad = mine ? sum[0] : grad;
-      });
-      // A sequence that takes no part keeps its gradient.
-      if (own.has(item, now.count)) {
-        const int32_t at = item * kThreads + thread;
-        grads[at] = grads[at] + grad;
-      }
-    }
-    now = before;
-    before = next;
-    next = later;
-  }
-  for (int32_t item = 0; item < items; ++item) {
-    if (!own.has(item, p.batch)) continue;
-    const int64_t to = static_cast<int64_t>(own.sequence(item)) * hidden + own.unit;
-    const A grad = grads[item * kThreads + thread];
-    *element<T>(p.grad_h_0, to) = from_compute<T>(grad);
-    if (G == 4) {
-      const A grad_cell = grad_cells[item * kThreads + thread];
-      *element<T>(p.grad_c_0, to) = from_compute<T>(grad_cell);
-    }
-  }
+  cluster_backward<float, G, BackwardLanes<G>>(p, share);
 }
 
 struct ClusterPlan {
   ClusterShare share;  // no rows: it does not fit
+  ClusterMemory memory;
   int64_t clusters, waves, shared_bytes;
 };
 
-ClusterPlan plan_of(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, bool backward) {
+// How the products of a layer are computed.
+bool on_tensor_cores(DType dtype, bool tf32) { return tf32 || dtype != DType::kFloat32; }
+
+ClusterPlan plan_of(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, bool tf32, bool backward) {
   constexpr int64_t kRegisters = 65536;  // of a block: up to 255 a thread
   const DeviceLimits limits = device_limits();
-  int32_t lanes = 1;
-  while (lanes < 8 && lanes * kStates < hidden) lanes *= 2;
-  const int32_t warps = lanes * lanes, blocks = warps < kWarps ? 1 : warps / kWarps;
-  const bool fits = hidden <= lanes * kStates && dtype != DType::kFloat64 && limits.registers >= kRegisters &&
-                    (blocks == 1 || limits.clusters);
+  ClusterPlan plan{};
+  ClusterShare& share = plan.share;
+  share.lanes = 1;
+  while (share.lanes < 8 && share.lanes * kStates < hidden) share.lanes *= 2;
+  const bool tensor_cores = on_tensor_cores(dtype, tf32);
+  share.blocks = share.lanes <= 2 ? 1 : tensor_cores ? share.lanes : share.lanes * share.lanes / kWarps;
+  const bool fits = hidden <= share.lanes * kStates && dtype != DType::kFloat64 &&
+                    limits.registers >= kRegisters && (share.blocks == 1 || limits.clusters);
   if (!fits) return {};
-  const int64_t pitch = !backward                  ? state_pitch(lanes)
-                        : mode == LayerMode::kLSTM ? gates_pitch<4>(lanes)
-                        : mode == LayerMode::kGRU  ? gates_pitch<3>(lanes)
-                                                   : gates_pitch<1>(lanes);
-  constexpr int64_t kBytes = sizeof(float);
-  const int64_t of_threads = mode == LayerMode::kLSTM ? 1 + backward : backward;
-  const auto bytes = [&](int64_t rows) {
-    const int64_t items = divide_up(rows, sequences_at_once(lanes));
-    return kBytes * (2 * rows * pitch + of_threads * items * kThreads);
+  const auto gates = static_cast<int32_t>(layer_gates(mode));
+  plan.memory = tensor_cores ? tensor_core_memory(gates, share.lanes, backward)
+                : backward   ? ClusterMemory{gates_pitch(gates, share.lanes), 1, 0}
+                             : ClusterMemory{state_pitch(share.lanes), 1, 0};
+  const auto bytes = [&](int32_t rows) {
+    ClusterShare of = share;
+    of.rows = rows;
+    const int64_t kept = int64_t{mode == LayerMode::kLSTM ? 2 : 1} * plan.memory.items(of) * kThreads;
+    return static_cast<int64_t>(sizeof(float)) * (2 * plan.memory.exchanged(of) + plan.memory.sums + kept);
   };
-  const int64_t clusters = std::max<int64_t>(1, limits.processors / blocks);
-  int64_t rows = std::min(divide_up(batch, clusters), limits.shared_bytes / (2 * kBytes * pitch));
-  while (rows > 0 && bytes(rows) > limits.shared_bytes) --rows;
-  if (rows == 0) return {};
-  const int64_t needed = divide_up(batch, rows);
-  return {{lanes, blocks, static_cast<int32_t>(rows), false},
-          needed,
-          divide_up(needed * blocks, limits.processors),
-          bytes(rows)};
+  const int64_t clusters = std::max<int64_t>(1, limits.processors / share.blocks);
+  constexpr int64_t kMost = 1024;  // more than fit
+  share.rows = static_cast<int32_t>(std::min(divide_up(batch, clusters), kMost));
+  while (share.rows > 0 && bytes(share.rows) > limits.shared_bytes) --share.rows;
+  if (share.rows == 0) return {};
+  plan.clusters = divide_up(batch, share.rows);
+  plan.waves = divide_up(plan.clusters * share.blocks, limits.processors);
+  plan.shared_bytes = bytes(share.rows);
+  return plan;
 }
 
-// Instructions of a warp are counted in sm_90's disassembly: those of a sequence's products, which read 32
-// wavefronts of shared memory, and some 300 for what a thread does with its sequence; a barrier and what each
-// step waits for come on top.
-int64_t cycles_of_step(const ClusterPlan& plan, int64_t gates, bool backward) {
-  const int32_t lanes = plan.share.lanes, at_once = sequences_at_once(lanes);
+// Cycles of a step's products. Of lanes: instructions of a warp, counted in sm_90's disassembly, or
+// wavefronts of shared memory, of which a sequence's products read 32. Of tensor cores: multiplications at
+// 512 a cycle.
+int64_t cycles_of_products(const ClusterPlan& plan, int64_t gates, bool tensor_cores, bool backward) {
+  const int64_t lanes = plan.share.lanes, rows = plan.memory.rows(plan.share);
+  if (tensor_cores)
+    return rows * gates * std::max<int64_t>(64, 32 * lanes) * 32 * lanes / plan.share.blocks / 512;
   const int64_t halvings = lanes == 8 ? 3 : lanes / 2, sums = backward ? 1 : gates;
   const int64_t shared = lanes > 1 ? (backward ? 14 : 20) + 2 * sums * halvings : 0;
   const int64_t issued = 34 * gates + (backward ? 23 : 9) + shared;
   const int64_t read = 32 + sums * halvings;
-  const int64_t products = divide_up(plan.share.rows * lanes, at_once) * std::max(2 * issued, 8 * read);
-  const int64_t cycles = products + divide_up(plan.share.rows, at_once) * 2 * 300;
+  return divide_up(rows * lanes, plan.share.at_once()) * std::max(2 * issued, 8 * read);
+}
+
+// A thread's sequence takes it some 300 instructions, with parts of sums through shared memory 450; a barrier
+// and what each step waits for come on top.
+int64_t cycles_of_step(const ClusterPlan& plan, int64_t gates, bool tensor_cores, bool backward) {
+  const int64_t products = cycles_of_products(plan, gates, tensor_cores, backward);
+  const int64_t cycles = products + plan.memory.items(plan.share) * 2 * (tensor_cores ? 450 : 300);
   return plan.waves * (cycles * 5 / 4 + (plan.share.blocks > 1 ? 1000 : 500));
 }
 
-template <bool kBackward>
-cudaError_t run(const RecurrentLayerParams& p, DType dtype, cudaStream_t stream) {
+cudaError_t launch_on_lanes(const RecurrentLayerParams& p, const ClusterShare& share, bool backward,
+                            const LaunchShape& shape, cudaStream_t stream) {
+  return with_gates(p.mode, [&](auto gates) {
+    constexpr int G = decltype(gates)::value;
+    return launch(backward ? recurrent_cluster_backward<G> : recurrent_cluster<G>, shape, stream, p, share);
+  });
+}
+
+cudaError_t run(const RecurrentLayerParams& p, bool backward, DType dtype, cudaStream_t stream) {
   if (static_cast<int64_t>(p.batch) * p.steps * p.hidden == 0) return cudaSuccess;
-  ClusterPlan plan = plan_of(p.mode, p.hidden, p.batch, dtype, kBackward);
+  ClusterPlan plan = plan_of(p.mode, p.hidden, p.batch, dtype, p.tf32, backward);
   if (plan.share.rows == 0) return cudaErrorInvalidValue;
+  plan.share.by_fours = p.hidden % 4 == 0 && aligned(p.weight, static_cast<size_t>(4 * bytes_of(dtype)));
   LaunchShape shape{static_cast<unsigned>(plan.clusters * plan.share.blocks), kThreads,
                     static_cast<size_t>(plan.shared_bytes)};
   shape.cluster = static_cast<unsigned>(plan.share.blocks);
-  return with_dtype(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    if constexpr (std::is_same_v<T, double>) {
-      return cudaErrorInvalidValue;
-    } else {
-      plan.share.by_fours = p.hidden % 4 == 0 && aligned(p.weight, 4 * sizeof(T));
-      return with_gates(p.mode, [&](auto gates) {
-        constexpr int G = decltype(gates)::value;
-        const auto kernel = kBackward ? recurrent_cluster_backward<T, G> : recurrent_cluster<T, G>;
-        return launch(kernel, shape, stream, p, plan.share);
-      });
-    }
-  });
+  return on_tensor_cores(dtype, p.tf32)
+             ? launch_on_tensor_cores(p, plan.share, backward, dtype, shape, stream)
+             : launch_on_lanes(p, plan.share, backward, shape, stream);
 }
 
 }  // namespace
 
-bool recurrent_cluster_fits(LayerMode mode, int64_t hidden, DType dtype) {
-  return plan_of(mode, hidden, 1, dtype, true).share.rows > 0;  // backward needs more than forward
+bool recurrent_cluster_fits(LayerMode mode, int64_t hidden, DType dtype, bool tf32) {
+  return plan_of(mode, hidden, 1, dtype, tf32, false).share.rows > 0 &&
+         plan_of(mode, hidden, 1, dtype, tf32, true).share.rows > 0;
 }
 
-bool recurrent_cluster_wins(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, bool training) {
+bool recurrent_cluster_wins(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, bool tf32,
+                            bool training) {
   const auto step = [&](bool backward) {
-    const ClusterPlan plan = plan_of(mode, hidden, std::max<int64_t>(1, batch), dtype, backward);
-    return kCycle * static_cast<double>(cycles_of_step(plan, layer_gates(mode), backward));
+    const ClusterPlan plan = plan_of(mode, hidden, std::max<int64_t>(1, batch), dtype, tf32, backward);
+    const int64_t cycles = cycles_of_step(plan, layer_gates(mode), on_tensor_cores(dtype, tf32), backward);
+    return kCycle * static_cast<double>(cycles);
   };
   return step(false) + (training ? step(true) : 0) <
          native_step(mode, hidden, batch, dtype) * (training ? 2 : 1);
 }
 
 cudaError_t launch_recurrent_cluster(const RecurrentLayerParams& params, DType dtype, cudaStream_t stream) {
-  return run<false>(params, dtype, stream);
+  return run(params, false, dtype, stream);
 }
 
 cudaError_t launch_recurrent_cluster_backward(const RecurrentLayerParams& params, DType dtype,
                                               cudaStream_t stream) {
-  return run<true>(params, dtype, stream);
+  return run(params, true, dtype, stream);
 }
 
 }  // namespace d2lfast::cuda

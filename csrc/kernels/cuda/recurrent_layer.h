@@ -25,6 +25,7 @@ struct RecurrentLayerParams {
   LayerMode mode;
   int32_t steps, batch, hidden;
   bool reversed;
+  bool tf32;                        // whether float32 may be rounded to it in products
   const int64_t *counts, *offsets;  // [steps] on the device, or null
   const void* weight;               // [G*H,H] recurrent
   // Forward.

@@ -35,7 +35,7 @@ cuda::LayerMode mode_of(const RecurrentLayer& layer) { return static_cast<cuda::
 enum class Kernel { kCluster, kAlone, kGrid, kNone };
 
 Kernel kernel_of(cuda::LayerMode mode, int64_t hidden, int64_t batch, DType dtype) {
-  if (cuda::recurrent_cluster_fits(mode, hidden, dtype)) return Kernel::kCluster;
+  if (cuda::recurrent_cluster_fits(mode, hidden, dtype, recurrent_tf32())) return Kernel::kCluster;
   if (cuda::recurrent_layer_fits(mode, hidden, dtype)) return Kernel::kAlone;
   return cuda::recurrent_grid_workspace(mode, hidden, batch, dtype) > 0 ? Kernel::kGrid : Kernel::kNone;
 }
@@ -131,6 +131,7 @@ struct Call {
     p.batch = static_cast<int32_t>(layer.batch);
     p.hidden = static_cast<int32_t>(layer.hidden);
     p.reversed = layer.reversed(d);
+    p.tf32 = recurrent_tf32();
     if (packed) {
       p.counts = counts.const_data_ptr<int64_t>();
       p.offsets = offsets.const_data_ptr<int64_t>();
@@ -346,7 +347,9 @@ std::string algorithm(std::string_view mode_name, int64_t batch, int64_t hidden,
   const auto mode = static_cast<cuda::LayerMode>(recurrent_mode(mode_name));
   switch (kernel_of(mode, hidden, batch, dtype)) {
     case Kernel::kCluster:
-      if (cuda::recurrent_cluster_wins(mode, hidden, batch, dtype, training)) return "persistent_cluster";
+      if (cuda::recurrent_cluster_wins(mode, hidden, batch, dtype, recurrent_tf32(), training)) {
+        return "persistent_cluster";
+      }
       break;
     case Kernel::kAlone:
       return "persistent";

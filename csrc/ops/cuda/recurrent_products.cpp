@@ -6,8 +6,9 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
+#include <algorithm>
+
 #include "../../kernels/cuda/conv2d.h"
-#include "../dtype.h"
 #include "runtime.h"
 
 namespace d2lfast::ops {

@@ -260,6 +260,16 @@ void all_layers() {
         [](const RecurrentLayerParams& p) {
           return launch_recurrent_cluster_backward(p, DType::kFloat32, nullptr);
         });
+    layers(
+        name + " cluster on tensor cores", mode,
+        [](RecurrentLayerParams p) {
+          p.tf32 = true;
+          return launch_recurrent_cluster(p, DType::kFloat32, nullptr);
+        },
+        [](RecurrentLayerParams p) {
+          p.tf32 = true;
+          return launch_recurrent_cluster_backward(p, DType::kFloat32, nullptr);
+        });
     Memory workspace(recurrent_grid_workspace(mode, 8, 5, DType::kFloat32));
     layers(
         name + " grid", mode,

@@ -126,21 +126,21 @@ class Case:
         """The unavoidable work of a pass."""
         return self.forward if what is Pass.FORWARD else self.both
 
-    def algorithm(self, what: Pass, layout: Layout, dtype: torch.dtype) -> str:
+    def algorithm(self, what: Pass, layout: Layout, dtype: torch.dtype, device: str = "cpu") -> str:
         """What runs on our side: an algorithm for each pass, or "native" while there is no operator."""
         if not hasattr(torch.ops.d2lfast, self.operator):
             return "native"
         if d2lfast.explain is None:
             return "-"
         if self.sequences is not None:
-            names = d2lfast.explain(self.operator, *self.sequences, dtype=dtype)
+            names = d2lfast.explain(self.operator, *self.sequences, dtype=dtype, device=device)
         elif self.convolution is None:
             names = d2lfast.explain(self.operator, *self.inputs)
         else:
             settings: dict[str, Any] = dict(self.convolution)
             names = d2lfast.explain(
                 self.operator, self.inputs[0], self.parameters[0], dtype=dtype,
-                channels_last=layout is Layout.CHANNELS_LAST, **settings,
+                channels_last=layout is Layout.CHANNELS_LAST, device=device, **settings,
             )  # fmt: skip
         if what is Pass.FORWARD:
             return names["forward"]

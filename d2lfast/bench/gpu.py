@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import d2lfast
-from d2lfast.bench.case import Case, Layout, Pass, Sample, make_sample
+from d2lfast.bench.case import Case, Pass, Sample, make_sample
 from d2lfast.bench.networks import Contender
 from d2lfast.bench.registry import cases
 from d2lfast.bench.runner import call_for, grads_for
@@ -171,7 +171,7 @@ def rows_of(
                 what=str(what),
                 layout=str(layout) if len(case.layouts) > 1 else "-",
                 dtype=str(dtype).removeprefix("torch."),
-                algorithm=algorithm_of(case, what, layout, dtype),
+                algorithm=case.algorithm(what, layout, dtype, "cuda"),
                 native_ms=native,
                 native_best_ms=best,
                 ours_ms=ours,
@@ -224,17 +224,6 @@ def network_rows(
             case, "training step", "-", "float32", algorithm, of_native, of_native, taken, speedup, speedup,
             unknown, unknown, unknown, unknown,
         )  # fmt: skip
-
-
-def algorithm_of(case: Case, what: Pass, layout: Layout, dtype: torch.dtype) -> str:
-    """Names of our algorithms on CUDA for convolutions, else a dash."""
-    if case.convolution is None:
-        return "-"
-    names = d2lfast.explain(
-        case.operator, case.inputs[0], case.parameters[0], dtype=dtype, device="cuda",
-        channels_last=layout is Layout.CHANNELS_LAST, **case.convolution,
-    )  # fmt: skip
-    return names["forward"] if what is Pass.FORWARD else "/".join(names.values())
 
 
 def write(path: Path, rows: Sequence[GpuRow], header: dict[str, str]) -> None:

@@ -116,10 +116,9 @@ class LayerTester(OpTester):
         assert theirs.isnan().any()
         assert torch.equal(ours.isnan(), theirs.isnan())
 
-    @pytest.mark.parametrize("hidden", [150, 600])
-    def test_threads_split_the_rows_or_the_units(self, hidden):
-        """By the size of the recurrent weight; weights as of a trained layer, whose errors do not grow."""
-        t = trained(type(self).case(4, 30, 40, hidden))
+    def compare_norms(self, sizes, tolerance):
+        """With weights as of a trained layer, whose errors do not grow."""
+        t = trained(type(self).case(*sizes))
         exact = {n: None if x is None else x.double().requires_grad_() for n, x in t.items()}
         names = [n for n, x in t.items() if x is not None]
         for n in names:
@@ -129,7 +128,18 @@ class LayerTester(OpTester):
         found = torch.autograd.grad(outputs[0], [t[n] for n in names], grad)
         expected = torch.autograd.grad(wanted[0], [exact[n] for n in names], grad.double())
         for a, b in zip((*outputs, *found), (*wanted, *expected), strict=True):
-            assert (a.double() - b).norm() < 3e-6 * b.norm()
+            assert (a.double() - b).norm() < tolerance * b.norm()
+
+    @pytest.mark.parametrize("hidden", [150, 600])
+    def test_threads_split_the_rows_or_the_units(self, hidden):
+        """By the size of the recurrent weight."""
+        self.compare_norms((4, 30, 40, hidden), 3e-6)
+
+    @pytest.mark.cuda
+    @pytest.mark.parametrize("hidden", [20, 60, 100, 200])
+    def test_tf32(self, hidden):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+            self.compare_norms((4, 30, 40, hidden), 2.0**-8)
 
     @pytest.mark.cpu  # on a GPU an assertion of the device, which ends its context, as in torch
     def test_tokens_out_of_range(self):

@@ -117,9 +117,7 @@ __device__ __forceinline__ void read_fragments(uint32_t (&b)[2][2], SharedPointe
 }
 
 // Adds up sums that do not wait for each other.
-template <int kChains>
-__device__ __forceinline__ void add_chains(float (&result)[4], const float (&chains)[kChains][4]) {
-  static_assert(kChains == 4);
+__device__ __forceinline__ void add_chains(float (&result)[4], const float (&chains)[4][4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) result[i] = (chains[0][i] + chains[1][i]) + (chains[2][i] + chains[3][i]);
 }

@@ -31,8 +31,11 @@ inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {
     if (s.groups > 1) return std::max(channels, results) <= (products ? 32 : 8);
     return channels * results <= 128 || (products && channels <= 8 && results <= 128);
   }
-  // On tensor cores, as long as a group's weights fit into shared memory.
-  const bool products = halves && channels * results * s.kernel_h * s.kernel_w <= int64_t{1} << 15;
+  // On tensor cores, as long as a group's weights fit into shared memory; first layers' are shared out, of
+  // which cuDNN multiplies 8 channels.
+  const bool first = pass == Conv2dPass::kForward && s.groups == 1 && channels <= 4;
+  const int64_t most_weights = int64_t{1} << (first ? 16 : 15);
+  const bool products = halves && channels * results * s.kernel_h * s.kernel_w <= most_weights;
   if (s.groups > 1) return std::max(channels, results) <= (products ? 32 : 8);
   return channels <= 8 && results <= (products ? 128 : 64);
 }

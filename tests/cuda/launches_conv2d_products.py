@@ -198,6 +198,32 @@ def test_what_computes_weight_gradients(name):
             assert ["WeightTiles" in kernel for kernel in kernels] == [products]
 
 
+# channels, result channels, kernel, stride, and what the table says of 16 bits
+FIRST_LAYERS = {
+    "LeNet": (1, 6, 5, 1, "direct"),
+    "ResNet": (3, 64, 7, 2, "direct"),
+    "AlexNet": (3, 96, 11, 4, "direct"),
+    "too many weights": (4, 128, 13, 4, "aten"),
+    "of 8 channels": (8, 96, 7, 2, "aten"),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_LAYERS)
+def test_what_computes_first_layers(name):
+    channels, results, kernel, stride, algorithm = FIRST_LAYERS[name]
+    input, weight = torch.zeros(2, channels, 96, 96), torch.zeros(results, channels, kernel, kernel)
+    for layout in LAYOUTS:
+        last = layout is torch.channels_last
+        shapes, options = (input.shape, weight.shape), {"stride": stride, "channels_last": last}
+        assert (
+            d2lfast.explain("conv2d", *shapes, **options, dtype=HALF, device="cuda")["forward"] == algorithm
+        )
+        with Launches("dry") as made:
+            arguments = (None, [stride] * 2, [0, 0], [1, 1], 1, "none", "direct")
+            ops.conv2d(input.to(HALF, memory_format=layout), weight.to(HALF), *arguments)
+        assert ["ProductTiles" in kernel for *_, kernel in made] == [True]
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize(
     "name", ["groups of 2", "groups of 3", "3x3 of 1 channel", "5x5 of 1 channel", *NEIGHBOURS]

@@ -1,4 +1,5 @@
 #include <cstdint>
+#include <type_traits>
 
 #include "recurrent_cluster.cuh"
 #include "tensor_core.cuh"
@@ -146,25 +147,25 @@ struct ForwardFragments : FragmentPlace<G, 1> {
   }
 
   __device__ Gates<float, G> product(SharedPointer<float> states, int32_t item, int32_t sequences) const {
-    return Place::sums_of(states, item, sequences,
-                          [&](auto chunks, SharedPointer<float> from, float (&results)[G][4]) {
-                            constexpr int kChains = G == 1 ? 4 : 1;  // of a single gate
-                            float chains[kChains][4] = {};
+    const auto multiply = [&](auto chunks, SharedPointer<float> from, float (&results)[G][4]) {
+      constexpr int kChains = G == 1 ? 4 : 1;  // of a single gate
+      float chains[kChains][4] = {};
 #pragma unroll
-                            for (int chunk = 0; chunk < decltype(chunks)::value; ++chunk) {
-                              uint32_t b[2][2];
-                              read_fragments(b, from + chunk * kChunk);
+      for (int chunk = 0; chunk < decltype(chunks)::value; ++chunk) {
+        uint32_t b[2][2];
+        read_fragments(b, from + chunk * kChunk);
 #pragma unroll
-                              for (int n = 0; n < 2; ++n) {
+        for (int n = 0; n < 2; ++n) {
 #pragma unroll
-                                for (int g = 0; g < G; ++g) {
-                                  auto& to = G == 1 ? chains[(2 * chunk + n) % kChains] : results[g];
-                                  multiply_fragments<float>(to, weight[g][2 * chunk + n], b[n]);
-                                }
-                              }
-                            }
-                            if constexpr (G == 1) add_chains(results[0], chains);
-                          });
+          for (int g = 0; g < G; ++g) {
+            auto& to = G == 1 ? chains[(2 * chunk + n) % kChains] : results[g];
+            multiply_fragments<float>(to, weight[g][2 * chunk + n], b[n]);
+          }
+        }
+      }
+      if constexpr (G == 1) add_chains(results[0], chains);
+    };
+    return Place::sums_of(states, item, sequences, multiply);
   }
 };
 
@@ -189,22 +190,21 @@ struct BackwardFragments : FragmentPlace<1, G> {
   }
 
   __device__ float product(SharedPointer<float> gates, int32_t item, int32_t sequences) const {
-    return Place::sums_of(gates, item, sequences,
-                          [&](auto chunks, SharedPointer<float> from, float (&results)[1][4]) {
-                            float chains[4][4] = {};
+    const auto multiply = [&](auto chunks, SharedPointer<float> from, float (&results)[1][4]) {
+      float chains[4][4] = {};
 #pragma unroll
-                            for (int chunk = 0; chunk < decltype(chunks)::value * G; ++chunk) {
-                              uint32_t b[2][2];
-                              read_fragments(b, from + chunk * kChunk);
+      for (int chunk = 0; chunk < decltype(chunks)::value * G; ++chunk) {
+        uint32_t b[2][2];
+        read_fragments(b, from + chunk * kChunk);
 #pragma unroll
-                              for (int n = 0; n < 2; ++n) {
-                                const int fragment = 2 * chunk + n;
-                                multiply_fragments<float>(chains[fragment % 4], weight[fragment], b[n]);
-                              }
-                            }
-                            add_chains(results[0], chains);
-                          })
-        .of[0];
+        for (int n = 0; n < 2; ++n) {
+          const int fragment = 2 * chunk + n;
+          multiply_fragments<float>(chains[fragment % 4], weight[fragment], b[n]);
+        }
+      }
+      add_chains(results[0], chains);
+    };
+    return Place::sums_of(gates, item, sequences, multiply).of[0];
   }
 };
 

@@ -330,7 +330,7 @@ Gradients layer_backward(const Optional& grad_output, const Optional& grad_h, co
     grads.push_back(call.narrow(transposed_times(hidden_gates, states_before(call, states, d))));
     if (bias) {
       grads.push_back(at::sum(gates, {0}));
-      grads.push_back(at::sum(hidden_gates, {0}));
+      grads.push_back(gru ? at::sum(hidden_gates, {0}) : grads.back().clone());
     }
   }
   if (wants_input) grad_input = call.narrow(grad_input).view(input.sizes());

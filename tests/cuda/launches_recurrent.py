@@ -171,7 +171,7 @@ def test_kernel_by_device(capability, registers, layer, kernel, monkeypatch):
         (132, ("gru", 128, 256, torch.float32, True), "persistent_cluster"),
         (132, ("lstm", 512, 256, torch.float32, True), "aten"),
         (132, ("gru", 512, 256, torch.bfloat16, True), "persistent_cluster"),
-        (132, ("lstm", 512, 256, torch.bfloat16, True), "aten"),
+        (132, ("lstm", 1024, 256, torch.bfloat16, True), "aten"),
         (132, ("lstm", 32, 650, torch.bfloat16, True), "aten"),
         (132, ("lstm", 8, 1024, torch.bfloat16, False), "persistent_grid"),
         (132, ("lstm", 8, 1024, torch.bfloat16, True), "aten"),

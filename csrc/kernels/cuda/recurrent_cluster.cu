@@ -245,11 +245,11 @@ int64_t cycles_of_products(const ClusterPlan& plan, int64_t gates, bool tensor_c
   return divide_up(rows * lanes, plan.share.at_once()) * std::max(2 * issued, 8 * read);
 }
 
-// A thread's sequence takes it some 300 instructions, with parts of sums through shared memory 450; a barrier
+// A thread's sequence takes it some 300 instructions, with parts of sums through shared memory 400; a barrier
 // and what each step waits for come on top.
 int64_t cycles_of_step(const ClusterPlan& plan, int64_t gates, bool tensor_cores, bool backward) {
   const int64_t products = cycles_of_products(plan, gates, tensor_cores, backward);
-  const int64_t cycles = products + plan.memory.items(plan.share) * 2 * (tensor_cores ? 450 : 300);
+  const int64_t cycles = products + plan.memory.items(plan.share) * 2 * (tensor_cores ? 400 : 300);
   return plan.waves * (cycles * 5 / 4 + (plan.share.blocks > 1 ? 1000 : 500));
 }
 

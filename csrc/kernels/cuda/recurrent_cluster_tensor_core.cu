@@ -41,6 +41,7 @@ struct FragmentPlace {
   SharedPointer<float> sums;             // [2][warps][kValues][4][lanes], of two tiles of sequences in turns
   int32_t unit, parts, chunks;           // parts: warps with the same units
   int32_t warp, part, lane, first_unit;  // of the warp's tile
+  int32_t first_row, row_step;           // of the thread's items in a tile of sequences
 
   __device__ explicit FragmentPlace(const ClusterShare& share)
       : memory(memory_of(share.lanes, kValues, kPlaces)) {
@@ -54,6 +55,9 @@ struct FragmentPlace {
     chunks = depth_of(share.lanes) / (parts * kChunk);
     first_unit = (rank * tiles + warp / parts) * kTileUnits;
     unit = first_unit + lane / 4 + result(0) / 2 * 8;
+    const int32_t column = lane % 4 * 2;
+    first_row = sequence_of_column(column + result(0) % 2);
+    row_step = sequence_of_column(column + 1) - sequence_of_column(column);
     sums = dynamic_shared<float>() + 2 * memory.exchanged(share);
   }
 
@@ -62,7 +66,7 @@ struct FragmentPlace {
   __device__ int32_t of_tile(int32_t item) const { return item & (parts == 2); }
   __device__ int32_t result(int32_t item) const { return (part << (parts == 2)) + of_tile(item); }
   __device__ int32_t row(int32_t item) const {
-    return tile_of(item) * kTileSequences + sequence_of_column(lane % 4 * 2 + result(item) % 2);
+    return tile_of(item) * kTileSequences + first_row + of_tile(item) * row_step;
   }
   __device__ int32_t place(int32_t of) const { return of * kPlaces; }
   __device__ float exchanged(float value) const { return rounded(value); }

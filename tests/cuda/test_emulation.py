@@ -121,7 +121,7 @@ def test_far_end(library, code):
 
 def test_far_end_of_kernels(library, tmp_path):
     """Winograd's transforms and the recurrent kernels, whose operators multiply matrices of that size."""
-    kinds = ("", "_cluster", "_cluster_tensor_core", "_grid", "_layer")
+    kinds = ("", "_cluster", "_cluster_exact", "_cluster_tensor_core", "_grid", "_layer")
     families = ("conv2d_winograd", *(f"recurrent{kind}" for kind in kinds))
     program = built(tmp_path, library, "far_end", [f"{family}.kernel.o" for family in families])
     run = subprocess.run([program], capture_output=True, text=True, timeout=300)
@@ -222,15 +222,15 @@ MUTATIONS = {
         "conv2d_products", "on_tensor_cores", "not equal",
     ),
     "no barrier of the cluster": (
-        "recurrent_cluster", r"barrier\.cluster\.wait\.acquire;", "",
+        "recurrent_cluster_exact", r"barrier\.cluster\.wait\.acquire;", "",
         "recurrent", "clusters and 65", "a race on shared memory",
     ),
     "a store into its own block": (
-        "recurrent_cluster", r"mapa\.shared::cluster\.u32 (%r\d+), (%r\d+), %r\d+;", r"mov.b32 \1, \2;",
+        "recurrent_cluster_exact", r"mapa\.shared::cluster\.u32 (%r\d+), (%r\d+), %r\d+;", r"mov.b32 \1, \2;",
         "recurrent", "clusters and 65", "AssertionError",
     ),
     "a block outside the cluster": (
-        "recurrent_cluster", r"(mapa\.shared::cluster\.u32 %r\d+, %r\d+), %r\d+;", r"\1, 2;",
+        "recurrent_cluster_exact", r"(mapa\.shared::cluster\.u32 %r\d+, %r\d+), %r\d+;", r"\1, 2;",
         "recurrent", "clusters and 65", "a block outside the cluster",
     ),
     "no barrier before parts are added": (

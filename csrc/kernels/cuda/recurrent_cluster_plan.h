@@ -7,6 +7,8 @@
 // memory.
 namespace d2lfast::cuda {
 
+constexpr int kLaneUnits = 32;
+
 // `lanes`: 1, 2, 4 or 8, for up to 32 units each; `blocks` of a cluster have all units, for `rows` sequences.
 struct ClusterShare {
   int32_t lanes, blocks, rows;
@@ -31,8 +33,16 @@ struct ClusterMemory {
   }
 };
 
-// On tensor cores, from numbers of TF32 (recurrent_cluster_tensor_core.cu).
+// What the kernels need: blocks of a cluster, and shared memory.
+int32_t exact_blocks(int32_t lanes);
+ClusterMemory exact_memory(int32_t gates, int32_t lanes, bool backward);
+int32_t tensor_core_blocks(int32_t lanes);
 ClusterMemory tensor_core_memory(int32_t gates, int32_t lanes, bool backward);
+
+// Of float32, on the ordinary units (recurrent_cluster_exact.cu).
+cudaError_t launch_exact(const RecurrentLayerParams& params, const ClusterShare& share, bool backward,
+                         const LaunchShape& shape, cudaStream_t stream);
+// Of numbers of TF32 (recurrent_cluster_tensor_core.cu).
 cudaError_t launch_on_tensor_cores(const RecurrentLayerParams& params, const ClusterShare& share,
                                    bool backward, DType dtype, const LaunchShape& shape, cudaStream_t stream);
 

@@ -16,7 +16,7 @@ constexpr int kChunks = 4;  // of a warp, at most; backward of each gate
 constexpr int kTileSums = kTileUnits * kTileSequences;
 
 // Units that there is room for, with a chunk for each warp.
-D2LFAST_HOST_DEVICE constexpr int32_t depth_of(int32_t lanes) { return lanes == 1 ? 64 : lanes * 32; }
+D2LFAST_HOST_DEVICE constexpr int32_t depth_of(int32_t lanes) { return lanes == 1 ? 64 : lanes * kLaneUnits; }
 
 // values: sums of a unit and sequence; places: of what it exchanges.
 D2LFAST_HOST_DEVICE constexpr ClusterMemory memory_of(int32_t lanes, int32_t values, int32_t places) {
@@ -225,6 +225,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 }  // namespace
+
+int32_t tensor_core_blocks(int32_t lanes) { return lanes <= 2 ? 1 : lanes; }
 
 ClusterMemory tensor_core_memory(int32_t gates, int32_t lanes, bool backward) {
   return backward ? memory_of(lanes, 1, gates) : memory_of(lanes, gates, 1);

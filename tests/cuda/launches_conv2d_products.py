@@ -198,6 +198,43 @@ def test_what_computes_weight_gradients(name):
             assert ["WeightTiles" in kernel for kernel in kernels] == [products]
 
 
+# input, result channels, kernel, groups, stride, padding and dilation
+FLOAT_WEIGHTS = {
+    "LeNet": ((3, 1, 28, 28), 6, (5, 5), 1, 1, 2, 1),
+    "LeNet, second": ((2, 6, 14, 14), 16, (5, 5), 1, 1, 0, 1),
+    "images together": ((300, 1, 5, 5), 6, (3, 3), 1, 1, 0, 1),
+    "many rows": ((1, 1, 300, 20), 10, (3, 3), 1, 1, 1, 1),
+    "wide rows": ((1, 1, 6, 230), 64, (3, 3), 1, 1, 1, 1),
+    "more channels than jobs": ((1, 3, 40, 30), 70, (11, 11), 1, 4, 2, 1),
+    "stride 2": ((2, 3, 31, 33), 20, (7, 7), 1, 2, 3, 1),
+    "groups of 4": ((2, 24, 9, 10), 24, (3, 3), 6, 1, 1, 1),
+    "groups of 3 to 5": ((2, 9, 9, 10), 15, (3, 3), 3, 2, 0, 1),
+    "groups of 8": ((1, 16, 12, 9), 16, (3, 3), 2, 1, 1, 1),
+    "dilated rows": ((1, 2, 14, 9), 3, (4, 3), 1, 1, 2, (3, 1)),
+}
+
+
+@pytest.mark.parametrize("processors", ["3", "132"])
+@pytest.mark.parametrize("name", FLOAT_WEIGHTS)
+def test_weight_gradient_in_float(name, processors, monkeypatch):
+    """Integers, whose sums are exact; some tiles a block, or one."""
+    monkeypatch.setenv("D2LFAST_EMULATED_PROCESSORS", processors)
+    shape, outputs, kernel, groups, *options = FLOAT_WEIGHTS[name]
+    pairs = pairs_of(options)
+    weight = torch.zeros(outputs, shape[1] // groups, *kernel, requires_grad=True)
+    for layout in LAYOUTS:
+        input = torch.randint(-2, 3, shape).float().to(memory_format=layout)
+        exact = weight.detach().double().requires_grad_()
+        wanted = torch.nn.functional.conv2d(input.double(), exact, None, *pairs, groups)
+        grad = torch.randint(-3, 4, wanted.shape).float().to(memory_format=layout)
+        output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
+        with Launches() as made:
+            ours = torch.autograd.grad(output, weight, grad)[0]
+        assert ["GradientTiles" in kernel for *_, kernel in made if "Conv2dWeightParams" in kernel] == [True]
+        theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
+        torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=0)
+
+
 # channels, result channels, kernel, stride, and what the table says of 16 bits
 FIRST_LAYERS = {
     "LeNet": (1, 6, 5, 1, "direct"),

@@ -6,6 +6,7 @@
 #include "conv2d_tile_products.h"
 #include "conv2d_tiles.h"
 #include "conv2d_weight_products.h"
+#include "conv2d_weight_tiles.h"
 #include "device.cuh"
 
 // Convolutions of few channels per group: depthwise, small groups, and the first layers of networks. No
@@ -274,6 +275,7 @@ cudaError_t launch_conv2d_direct(const Conv2dDirectParams& params, DType dtype, 
 
 int32_t conv2d_weight_splits(const Conv2dWeightParams& p, DType dtype) {
   if (const int32_t splits = conv2d_weight_products_splits(p, dtype)) return splits;
+  if (const int32_t splits = conv2d_weight_tiles_splits(p, dtype)) return splits;
   const int64_t results = int64_t{p.groups} * p.result_channels;
   const int64_t blocks = (p.channels_last ? (results + kLanes - 1) / kLanes : results) * p.source_channels;
   const int64_t pixels = p.batch * p.h.result * p.w.result;
@@ -292,6 +294,7 @@ cudaError_t launch_conv2d_weight(const Conv2dWeightParams& params, DType dtype, 
   cudaError_t error = cudaSuccess;
   if (launch_conv2d_depthwise_weight(params, dtype, stream, error)) return error;
   if (launch_conv2d_weight_products(params, dtype, stream, error)) return error;
+  if (launch_conv2d_weight_tiles(params, dtype, stream, error)) return error;
   const LaunchShape shape{{static_cast<unsigned>(blocks), static_cast<unsigned>(params.splits)}, kThreads};
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -107,9 +107,11 @@ def explain(
         return (value, value) if isinstance(value, int) else (value[0], value[1])
 
     # What was measured belongs to a model of GPU; the table holds for all of them.
-    settings: Any = getattr(torch.ops.d2lfast, "_cuda_conv2d_settings", None)
-    measured = device == "cuda" and settings is not None and _extension.load().tuning_enabled()
-    model, tf32 = settings() if measured else (int(device == "cuda"), False)
+    current_model: Any = getattr(torch.ops.d2lfast, "_cuda_model", None)
+    measured = device == "cuda" and current_model is not None and _extension.load().tuning_enabled()
+    model = current_model() if measured else int(device == "cuda")
+    cudnn: Any = torch.backends.cudnn
+    tf32 = device == "cuda" and cudnn.conv.fp32_precision == "tf32"
     shape = tuple(shapes[0]) if len(shapes[0]) == 4 else (1, *shapes[0])
     names = _extension.load().conv2d_algorithms(
         shape,

@@ -261,6 +261,18 @@ def test_what_computes_first_layers(name):
         assert ["ProductTiles" in kernel for *_, kernel in made] == [True]
 
 
+def test_first_layers_in_float_are_left_to_tf32():
+    """Where torch allows it, and neither a launch nor the bytes take as long."""
+    resnet = ("conv2d", (16, 3, 224, 224), (64, 3, 7, 7))
+    vgg, lenet = ("conv2d", (128, 1, 224, 224), (64, 1, 3, 3)), ("conv2d", (256, 6, 14, 14), (16, 6, 5, 5))
+    for allowed in (False, True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            chosen = [d2lfast.explain(*shapes, device="cuda")["forward"] for shapes in (resnet, vgg, lenet)]
+            names = d2lfast.explain(*resnet, dtype=HALF, device="cuda")
+        assert chosen == ["aten" if allowed else "direct", "direct", "direct"]
+        assert names["forward"] == "direct"
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize(
     "name", ["groups of 2", "groups of 3", "3x3 of 1 channel", "5x5 of 1 channel", *NEIGHBOURS]

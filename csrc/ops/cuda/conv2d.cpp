@@ -299,12 +299,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cuda(
                           {wants_input, wants_weight, wants_bias}, aten);
 }
 
-// What the measurements of the current GPU are found by.
-std::tuple<int64_t, bool> settings() { return {gpu_model(), takes_tf32()}; }
-
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(d2lfast, m) { m.def("_cuda_conv2d_settings() -> (int, bool)", settings); }
+// What the measurements of the current GPU are found by.
+TORCH_LIBRARY_FRAGMENT(d2lfast, m) { m.def("_cuda_model() -> int", gpu_model); }
 
 TORCH_LIBRARY_IMPL(d2lfast, D2LFAST_CUDA_KEY, m) {
   m.impl("conv2d", conv2d_cuda);

@@ -254,6 +254,23 @@ def test_direct_weight_gradient(own, layout):
     torch.testing.assert_close(last.flatten(1), wanted.half(), **CLOSE)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_direct_weight_gradient_in_float(layout):
+    """Groups of 2 channels of 512 elements; the last block has the last one."""
+    channels = 2**23
+    input, grad = (torch.empty((4, channels, 8, 16), memory_format=layout) for _ in range(2))
+    for tensor in (input, grad):
+        tensor[:, -2:] = torch.randn(4, 2, 8, 16)
+    weight = torch.zeros(channels, 2, 3, 3, requires_grad=True)
+    with Launches("dry"):
+        arguments = (None, [1, 1], [1, 1], [1, 1], channels // 2)
+        output = ops.conv2d(input, weight, *arguments, "none", "direct")
+    last = gradient(output, weight, grad)[0][-2:]
+    ends = (tensor[:, -2:].double() for tensor in (input, grad))
+    wanted = torch.nn.grad.conv2d_weight(next(ends), (2, 2, 3, 3), next(ends), padding=1)
+    torch.testing.assert_close(last.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
 LAST = torch.channels_last
 
 

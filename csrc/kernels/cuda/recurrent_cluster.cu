@@ -56,8 +56,10 @@ ClusterPlan plan_of(LayerMode mode, int64_t hidden, int64_t batch, DType dtype, 
 // read 32.
 int64_t cycles_of_products(const ClusterPlan& plan, int64_t gates, bool tensor_cores, bool backward) {
   const int64_t lanes = plan.share.lanes, rows = plan.memory.rows(plan.share);
-  if (tensor_cores)
-    return rows * gates * std::max<int64_t>(64, 32 * lanes) * 32 * lanes / plan.share.blocks / 512;
+  if (tensor_cores) {
+    const int64_t units = lanes * kLaneUnits / plan.share.blocks;
+    return rows * gates * tensor_core_depth(plan.share.lanes) * units / 512;
+  }
   const int64_t halvings = lanes == 8 ? 3 : lanes / 2, sums = backward ? 1 : gates;
   const int64_t shared = lanes > 1 ? (backward ? 14 : 20) + 2 * sums * halvings : 0;
   const int64_t issued = 34 * gates + (backward ? 23 : 9) + shared;

@@ -37,6 +37,10 @@ struct ClusterMemory {
 int32_t exact_blocks(int32_t lanes);
 ClusterMemory exact_memory(int32_t gates, int32_t lanes, bool backward);
 int32_t tensor_core_blocks(int32_t lanes);
+// Of the products of a gate: units that there is room for, with 16 at least for each warp that shares them.
+D2LFAST_HOST_DEVICE constexpr int32_t tensor_core_depth(int32_t lanes) {
+  return lanes == 1 ? 64 : lanes * kLaneUnits;
+}
 ClusterMemory tensor_core_memory(int32_t gates, int32_t lanes, bool backward);
 
 // Of float32, on the ordinary units (recurrent_cluster_exact.cu).

@@ -15,12 +15,9 @@ constexpr int kChunk = 16;  // elements of which a lane reads 16 bytes, for two 
 constexpr int kChunks = 4;  // of a warp, at most; backward of each gate
 constexpr int kTileSums = kTileUnits * kTileSequences;
 
-// Units that there is room for, with a chunk for each warp.
-D2LFAST_HOST_DEVICE constexpr int32_t depth_of(int32_t lanes) { return lanes == 1 ? 64 : lanes * kLaneUnits; }
-
 // values: sums of a unit and sequence; places: of what it exchanges.
 D2LFAST_HOST_DEVICE constexpr ClusterMemory memory_of(int32_t lanes, int32_t values, int32_t places) {
-  return {places * depth_of(lanes) + 8, kTileSequences, 2 * values * kWarps * kTileSums};
+  return {places * tensor_core_depth(lanes) + 8, kTileSequences, 2 * values * kWarps * kTileSums};
 }
 
 __device__ __forceinline__ float rounded(float value) {
@@ -52,7 +49,7 @@ struct FragmentPlace {
     lane = thread % 32;
     parts = kWarps / tiles;
     part = warp % parts;
-    chunks = depth_of(share.lanes) / (parts * kChunk);
+    chunks = tensor_core_depth(share.lanes) / (parts * kChunk);
     first_unit = (rank * tiles + warp / parts) * kTileUnits;
     unit = first_unit + lane / 4 + result(0) / 2 * 8;
     const int32_t column = lane % 4 * 2;

@@ -1,13 +1,11 @@
 #include "../conv2d.h"
 
-#include <ATen/Context.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/sum.h>
 
-#include "../../kernels/cuda/conv2d.h"
 #include "../activation.h"
 #include "../conv2d_gradients.h"
 #include "../conv2d_tuning.h"
@@ -16,6 +14,7 @@
 #include "../optional_tensor.h"
 #include "conv2d_epilogue.h"
 #include "conv2d_winograd.h"
+#include "implicit_gemm.h"
 #include "runtime.h"
 #include "stopwatch.h"
 
@@ -64,18 +63,9 @@ void run_direct(const Conv2dShape& s, const at::Tensor& input, const at::Tensor&
   C10_CUDA_CHECK(cuda::launch_conv2d_direct(params, s.dtype, current_stream()));
 }
 
-// As torch's own convolutions on the device: the switch of cuDNN's.
-bool takes_tf32() {
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::CONV) ==
-         at::Float32Precision::TF32;
-}
+bool convolution_tf32() { return takes_tf32(at::Float32Op::CONV); }
 
-// The tensors of implicit GEMM begin on a 16-byte boundary.
-at::Tensor pixels_of(const at::Tensor& tensor) {
-  const at::Tensor dense = tensor.contiguous(at::MemoryFormat::ChannelsLast);
-  const bool aligned = reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0;
-  return aligned ? dense : dense.clone();
-}
+at::Tensor pixels_of(const at::Tensor& tensor) { return on_16_bytes(tensor, at::MemoryFormat::ChannelsLast); }
 
 void run_implicit(const Conv2dShape& s, const at::Tensor& input, const at::Tensor& weight,
                   const Conv2dEpilogue& epilogue, bool transposed, const at::Tensor& result) {
@@ -99,7 +89,7 @@ void run_implicit(const Conv2dShape& s, const at::Tensor& input, const at::Tenso
                                           axis_of(s, 0, transposed),
                                           axis_of(s, 1, transposed),
                                           transposed,
-                                          takes_tf32()};
+                                          convolution_tf32()};
   C10_CUDA_CHECK(cuda::launch_conv2d_implicit(params, s.dtype, current_stream()));
   if (!last) result.copy_(target);
 }
@@ -115,33 +105,20 @@ auto convolution_of(Conv2dAlgorithm algorithm) {
   }
 }
 
-// Parts [splits,count], added in their order, in the tensors' type.
-at::Tensor add_parts(const at::Tensor& partial, const at::Tensor& like) {
-  at::Tensor total = at::empty({partial.size(1)}, like.options());
-  C10_CUDA_CHECK(cuda::launch_add_parts(partial.const_data_ptr(), total.mutable_data_ptr(),
-                                        narrow(partial.size(0)), partial.size(1),
-                                        kernel_dtype(like, "d2lfast::conv2d"), current_stream()));
-  return total;
-}
-
 at::Tensor implicit_weight_gradient(const Conv2dShape& s, const at::Tensor& gradient, const at::Tensor& input,
                                     const at::Tensor& weight) {
   const at::Tensor grad = pixels_of(gradient), source = pixels_of(input);
-  cuda::Conv2dImplicitWeightParams params{grad.const_data_ptr(),
-                                          source.const_data_ptr(),
-                                          nullptr,
-                                          s.batch,
-                                          narrow(s.channels),
-                                          narrow(s.result_channels),
-                                          axis_of(s, 0, false),
-                                          axis_of(s, 1, false),
-                                          takes_tf32(),
-                                          1};
-  params.splits = cuda::conv2d_implicit_weight_splits(params);
-  const at::Tensor partial = at::empty({params.splits, weight.numel()}, weight.options().dtype(at::kFloat));
-  params.partial = partial.mutable_data_ptr<float>();
-  C10_CUDA_CHECK(cuda::launch_conv2d_implicit_weight(params, s.dtype, current_stream()));
-  const at::Tensor total = add_parts(partial, weight);  // [KH,KW,C,O]
+  const cuda::Conv2dImplicitWeightParams params{grad.const_data_ptr(),
+                                                source.const_data_ptr(),
+                                                nullptr,
+                                                s.batch,
+                                                narrow(s.channels),
+                                                narrow(s.result_channels),
+                                                axis_of(s, 0, false),
+                                                axis_of(s, 1, false),
+                                                convolution_tf32(),
+                                                1};
+  const at::Tensor total = add_parts(implicit_weight_parts(params, weight), weight);  // [KH,KW,C,O]
   at::Tensor result = at::empty_like(weight);
   result.copy_(total.view({s.kernel_h, s.kernel_w, s.channels, s.result_channels}).permute({3, 2, 0, 1}));
   return result;
@@ -203,7 +180,7 @@ Conv2dShape cuda_shape(const at::Tensor& input, const at::Tensor& weight,
                        at::IntArrayRef dilation, int64_t groups) {
   Conv2dShape shape = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   shape.cuda = gpu_model();
-  shape.tf32 = shape.dtype == DType::kFloat32 && takes_tf32();
+  shape.tf32 = shape.dtype == DType::kFloat32 && convolution_tf32();
   return shape;
 }
 

@@ -1,6 +1,5 @@
 #include "recurrent_products.h"
 
-#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -8,7 +7,7 @@
 
 #include <algorithm>
 
-#include "../../kernels/cuda/conv2d.h"
+#include "implicit_gemm.h"
 #include "runtime.h"
 
 namespace d2lfast::ops {
@@ -30,12 +29,6 @@ bool takes_implicit(const Tensor& a, int64_t rows, std::initializer_list<int64_t
   return std::all_of(widths.begin(), widths.end(), [](int64_t n) { return n > 0 && n % 4 == 0; });
 }
 
-// Dense, on a 16-byte boundary.
-Tensor aligned_rows(const Tensor& tensor) {
-  const Tensor dense = tensor.contiguous();
-  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone();
-}
-
 Tensor exact_product(const Tensor& a, const Tensor& b) {
   if (!is_16_bit(a)) return at::mm(a, b);
   // The tests' emulated GPU has no products of 16 bits with sums in float.
@@ -44,10 +37,7 @@ Tensor exact_product(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
-bool recurrent_tf32() {
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::RNN) ==
-         at::Float32Precision::TF32;
-}
+bool recurrent_tf32() { return takes_tf32(at::Float32Op::RNN); }
 
 Tensor times_transposed(const Tensor& a, const Tensor& b, const Tensor& bias) {
   const int64_t rows = a.size(0), inner = a.size(1), columns = b.size(0);
@@ -55,7 +45,8 @@ Tensor times_transposed(const Tensor& a, const Tensor& b, const Tensor& bias) {
     if (!bias.defined()) return exact_product(a, b.t());
     return is_16_bit(a) ? exact_product(a, b.t()).add_(bias) : at::addmm(bias, a, b.t());
   }
-  const Tensor source = aligned_rows(a), weight = aligned_rows(b);
+  const Tensor source = on_16_bytes(a, at::MemoryFormat::Contiguous),
+               weight = on_16_bytes(b, at::MemoryFormat::Contiguous);
   const Tensor offset = bias.defined() ? bias.contiguous() : bias;
   const Tensor result = at::empty({rows, columns}, a.options());
   const cuda::Conv2dImplicitParams params{source.const_data_ptr(),
@@ -78,26 +69,20 @@ Tensor times_transposed(const Tensor& a, const Tensor& b, const Tensor& bias) {
 Tensor transposed_times(const Tensor& a, const Tensor& b) {
   const int64_t rows = a.size(0);
   if (!takes_implicit(a, rows, {a.size(1), b.size(1)})) return exact_product(a.t(), b);
-  const Tensor gradient = aligned_rows(b), source = aligned_rows(a);
-  cuda::Conv2dImplicitWeightParams params{gradient.const_data_ptr(),
-                                          source.const_data_ptr(),
-                                          nullptr,
-                                          rows,
-                                          static_cast<int32_t>(a.size(1)),
-                                          static_cast<int32_t>(b.size(1)),
-                                          kPixel,
-                                          kPixel,
-                                          true,
-                                          1};
-  params.splits = cuda::conv2d_implicit_weight_splits(params);
-  const Tensor partial = at::empty({params.splits, a.size(1), b.size(1)}, a.options());
-  params.partial = partial.mutable_data_ptr<float>();
-  C10_CUDA_CHECK(cuda::launch_conv2d_implicit_weight(params, DType::kFloat32, current_stream()));
-  if (params.splits == 1) return partial.select(0, 0);
-  const Tensor result = at::empty({a.size(1), b.size(1)}, a.options());
-  C10_CUDA_CHECK(cuda::launch_add_parts(partial.const_data_ptr(), result.mutable_data_ptr(), params.splits,
-                                        result.numel(), DType::kFloat32, current_stream()));
-  return result;
+  const Tensor gradient = on_16_bytes(b, at::MemoryFormat::Contiguous),
+               source = on_16_bytes(a, at::MemoryFormat::Contiguous);
+  const cuda::Conv2dImplicitWeightParams params{gradient.const_data_ptr(),
+                                                source.const_data_ptr(),
+                                                nullptr,
+                                                rows,
+                                                static_cast<int32_t>(a.size(1)),
+                                                static_cast<int32_t>(b.size(1)),
+                                                kPixel,
+                                                kPixel,
+                                                true,
+                                                1};
+  const Tensor parts = implicit_weight_parts(params, a);
+  return (parts.size(0) == 1 ? parts : add_parts(parts, a)).view({a.size(1), b.size(1)});
 }
 
 }  // namespace d2lfast::ops

@@ -110,25 +110,27 @@ def has_warpgroups(source: Path) -> bool:
 
 
 def kernel_units(toolkit: Toolkit) -> list[Unit]:
-    """One unit per kernel file and architecture, with the flags that BuildExtension and setup.py pass."""
+    """One unit per kernel file, and one for sm_90a, with the flags that BuildExtension and setup.py pass.
+
+    One call for the other architectures compiles a file's host side once.
+    """
     flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Xptxas=-v", "-Werror=all-warnings"]
     flags += ["-Xcompiler=-fPIC,-Wall,-Wextra,-Wno-unknown-pragmas,-Werror"]
     units = []
-    archs = [arch for arch, since in ARCHS.items() if toolkit.version >= since]
-    newest = [arch for arch in archs if arch != "sm_90a"][-1]
+
+    def code(arch: str, of: str = "sm") -> str:
+        return f"-gencode=arch={arch.replace('sm', 'compute')},code={arch.replace('sm', of)}"
+
+    known = [arch for arch, since in ARCHS.items() if toolkit.version >= since]
+    archs = [arch for arch in known if arch != "sm_90a"]
+    kinds = {"": [*map(code, archs), code(archs[-1], "compute")]}
+    if "sm_90a" in known:
+        kinds[".sm_90a"] = [code("sm_90a"), "-DD2LFAST_SM90A"]
     for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
-        of_warpgroups = has_warpgroups(source)
-        for arch in archs:
-            if arch == "sm_90a" and not of_warpgroups:
+        for kind, codes in kinds.items():
+            if kind and not has_warpgroups(source):
                 continue
-            virtual = arch.replace("sm", "compute")
-            code = [f"-gencode=arch={virtual},code={arch}"]
-            if arch == "sm_90a":
-                code.append("-DD2LFAST_SM90A")
-            if arch == newest:
-                code.append(f"-gencode=arch={virtual},code={virtual}")
-            target = OUT / f"{source.stem}.{arch}.o"
-            units.append(Unit(source, target, [str(toolkit.nvcc), *flags, *code]))
+            units.append(Unit(source, OUT / f"{source.stem}{kind}.o", [str(toolkit.nvcc), *flags, *codes]))
     return units
 
 

@@ -230,6 +230,13 @@ class OpTester:
             torch.library.opcheck(func, args, kwargs)
         assert seen, "no internal operator ran"
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_fake_results(self, small_case, dtype):
+        """What compilation believes of each operator's results, the internal ones included, is so."""
+        for func, args, kwargs in self.recorded(small_case.replace(dtype=dtype)):
+            args = tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(args))
+            torch.library.opcheck(func, args, kwargs, test_utils="test_faketensor")
+
     def test_autocast(self, small_case):
         """Under bfloat16 autocast: torch's dtypes, and gradients in the dtype of the leaves."""
         for dtype in (torch.float32, torch.bfloat16):

@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (G > 1) {
       own.visit([&](int32_t sequence, int32_t unit) {
         if (sequence >= before.count) return;
-        const A* saved = element<A>(p.saved, (before.offset + sequence) * 4 * hidden + unit);
+        const T* saved = element<T>(p.saved, (before.offset + sequence) * 4 * hidden + unit);
 #pragma unroll
         for (int i = 0; i < 4; ++i) prefetch(saved + i * hidden);
       });

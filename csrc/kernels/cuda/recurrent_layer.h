@@ -35,8 +35,8 @@ struct RecurrentLayerParams {
   void* output;           // [rows,H] at a distance of `output_row`
   int64_t output_row;
   void *h_n, *c_n;  // [N,H]
-  void* saved;      // A [rows,4*H]: GRU r, z, n and the recurrent part of n; LSTM i, f, g, o; or null
-  void* cells;      // A [rows,H], LSTM, or null
+  void* saved;      // [rows,4*H]: GRU r, z, n and the recurrent part of n; LSTM i, f, g, o; or null
+  void* cells;      // [rows,H], LSTM, or null
   // Backward; reads output, saved, cells, h_0 and c_0.
   const void* grad_output;  // [rows,H] at a distance of `grad_output_row`, or null
   int64_t grad_output_row;

@@ -94,13 +94,12 @@ __device__ Unit<A, G> forward_unit(LayerMode mode, A state, A cell, const Gates<
 template <typename T, int G>
 __device__ void store_unit(const RecurrentLayerParams& p, int64_t row, int32_t unit,
                            const Unit<Compute<T>, G>& result) {
-  using A = Compute<T>;
   *element<T>(p.output, row * p.output_row + unit) = from_compute<T>(result.state);
   if (G == 1 || p.saved == nullptr) return;
-  A* saved = element<A>(p.saved, row * 4 * p.hidden + unit);
+  T* saved = element<T>(p.saved, row * 4 * p.hidden + unit);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) saved[i * p.hidden] = result.saved[i];
-  if (G == 4) *element<A>(p.cells, row * p.hidden + unit) = result.cell;
+  for (int i = 0; i < 4; ++i) saved[i * p.hidden] = from_compute<T>(result.saved[i]);
+  if (G == 4) *element<T>(p.cells, row * p.hidden + unit) = from_compute<T>(result.cell);
 }
 
 // What backward reads of a unit in a step. G of 1: its output; GRU: saved, the old state; LSTM: saved, the
@@ -113,7 +112,6 @@ struct Kept {
 template <typename T, int G>
 __device__ Kept<Compute<T>, G> kept_of(const RecurrentLayerParams& p, const Step& now, const Step& before,
                                        int32_t sequence, int32_t unit) {
-  using A = Compute<T>;
   const int32_t hidden = p.hidden;
   const int64_t row = now.offset + sequence, start = static_cast<int64_t>(sequence) * hidden + unit;
   const int64_t old_row = before.offset + sequence;
@@ -122,16 +120,16 @@ __device__ Kept<Compute<T>, G> kept_of(const RecurrentLayerParams& p, const Step
     return to_compute(*element<T>(static_cast<const void*>(p.output), r * p.output_row + unit));
   };
   const auto cell = [&](int64_t r) {
-    return *element<A>(static_cast<const void*>(p.cells), r * hidden + unit);
+    return to_compute(*element<T>(static_cast<const void*>(p.cells), r * hidden + unit));
   };
-  Kept<A, G> kept;
+  Kept<Compute<T>, G> kept;
   kept.grad_output = value_or_zero<T>(p.grad_output, row * p.grad_output_row + unit);
   if constexpr (G == 1) {
     kept.now = output(row);
   } else {
-    const A* saved = element<A>(static_cast<const void*>(p.saved), row * 4 * hidden + unit);
+    const T* saved = element<T>(static_cast<const void*>(p.saved), row * 4 * hidden + unit);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) kept.saved[i] = saved[i * hidden];
+    for (int i = 0; i < 4; ++i) kept.saved[i] = to_compute(saved[i * hidden]);
   }
   if constexpr (G == 3) kept.old = carried ? output(old_row) : to_compute(*element<T>(p.h_0, start));
   if constexpr (G == 4) {

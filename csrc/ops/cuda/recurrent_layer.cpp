@@ -158,14 +158,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
   const RecurrentLayer& l = call.layer;
   const bool lstm = l.mode == RecurrentMode::kLSTM;
   const int64_t width = l.directions * l.state;
-  const auto options = hx.options(), wide = options.dtype(l.compute);
+  const auto options = hx.options();
   const Tensor output =
       call.packed ? at::empty({l.rows, width}, options) : at::empty({l.steps, l.batch, width}, options);
   const Tensor h_n = at::empty({l.directions, l.batch, l.state}, options);
   const Tensor c_n = lstm ? at::empty({l.directions, l.batch, l.hidden}, options) : at::empty({0}, options);
-  const Tensor saved = save ? at::empty({l.directions, l.rows, l.saved()}, wide) : at::empty({0}, wide);
+  const Tensor saved = save ? at::empty({l.directions, l.rows, l.saved()}, options) : at::empty({0}, options);
   const Tensor cells =
-      save && lstm ? at::empty({l.directions, l.rows, l.hidden}, wide) : at::empty({0}, wide);
+      save && lstm ? at::empty({l.directions, l.rows, l.hidden}, options) : at::empty({0}, options);
   if (l.rows == 0) return {output, h_n, c_n, saved, cells};
   if (!call.fits()) {
     // In float for 16-bit tensors, as the CPU's operator.

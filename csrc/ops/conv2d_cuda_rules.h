@@ -32,17 +32,19 @@ inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {
     return channels * results <= 128 || (products && channels <= 8 && results <= 128);
   }
   // On tensor cores, as long as a group's weights fit into shared memory; first layers' are shared out, of
-  // which cuDNN multiplies 8 channels.
+  // which cuDNN multiplies 8 channels of 16 bits, but 4 of floats.
   const bool first = pass == Conv2dPass::kForward && s.groups == 1 && channels <= 4;
-  const int64_t most_weights = int64_t{1} << (first ? 16 : 15);
-  const bool products = halves && channels * results * s.kernel_h * s.kernel_w <= most_weights;
+  const int64_t most_weights = int64_t{1} << (s.tf32 ? 14 : first ? 16 : 15);
+  const bool products = (halves || s.tf32) && channels * results * s.kernel_h * s.kernel_w <= most_weights;
   if (s.groups > 1) return std::max(channels, results) <= (products ? 32 : 8);
-  // In float32 on the float units, 35 TFLOP/s by computation, where cuDNN's tensor cores have 200: unless the
-  // result's bytes take as long, or a few microseconds are all.
+  // The fragments of a dense layer's data gradient have its few channels as rows.
+  if ((halves || s.tf32) && pass == Conv2dPass::kGradInput && results > 32) return false;
+  // Else on the float units, 35 TFLOP/s by computation, where cuDNN's tensor cores have 200 in TF32: unless
+  // the result's bytes take as long, or a few microseconds are all.
   const int64_t terms = channels * s.kernel_h * s.kernel_w;
   const double flops = 2.0 * static_cast<double>(s.batch * s.result_height() * s.result_width()) *
                        static_cast<double>(terms * results);
-  if (s.tf32 && terms > 32 && flops > 2e8) return false;
+  if (s.tf32 && !products && terms > 32 && flops > 2e8) return false;
   return channels <= 8 && results <= (products ? 128 : 64);
 }
 

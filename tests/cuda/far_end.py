@@ -204,11 +204,15 @@ CLOSE = {"atol": 2e-2, "rtol": 2e-3}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize(("groups", "dtype"), [(64, HALF), (32, HALF), (32, torch.float32)])
-def test_direct_convolution(groups, dtype, layout, monkeypatch):
+@pytest.mark.parametrize(
+    ("groups", "dtype", "tf32"),
+    [(64, HALF, False), (32, HALF, False), (32, torch.float32, False), (32, torch.float32, True)],
+)
+def test_direct_convolution(groups, dtype, tf32, layout, monkeypatch):
     """Depthwise tiles, products on tensor cores, and tiles. A block of the products, or of channels_last,
     has some columns of 8 channels; there are so many multiprocessors that none has two tiles."""
-    by_groups = groups == 32 and (dtype == HALF or layout is torch.channels_last)
+    products = groups == 32 and (dtype == HALF or tf32)
+    by_groups = products or (groups == 32 and layout is torch.channels_last)
     monkeypatch.setenv("D2LFAST_EMULATED_PROCESSORS", str(2**20))
 
     def check(*tensors):
@@ -219,16 +223,18 @@ def test_direct_convolution(groups, dtype, layout, monkeypatch):
     input = ended(SHAPE, layout, dtype=dtype).requires_grad_()
     weight = torch.randn(64, 64 // groups, 3, 3).to(dtype).to(memory_format=layout)
     arguments = (None, [1, 1], [1, 1], [1, 1])
-    with Launches("far") as made:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32), Launches("far") as made:
         output = ops.conv2d(input, weight, *arguments, groups, "none", "direct")
     assert ["Conv2dDirectParams" in kernel for *_, kernel in made] == [True]
-    assert ("ProductTiles" in made[0][3]) == (groups == 32 and dtype == HALF)
+    assert ("ProductTiles" in made[0][3]) == products
     leaf = input.detach()[-1:].float().requires_grad_()
     wanted = torch.nn.functional.conv2d(leaf, weight.float(), *arguments, groups)
     check(output, wanted)
     grad = ended(output.shape, layout, dtype=dtype)
     theirs = torch.autograd.grad(wanted, leaf, grad[-1:].float())[0]
-    check(gradient(output, input, grad)[0], theirs)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+        ours = gradient(output, input, grad)[0]
+    check(ours, theirs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

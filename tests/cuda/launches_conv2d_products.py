@@ -40,9 +40,15 @@ PRODUCTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [HALF, BRAIN], ids=str)
+@pytest.fixture
+def tf32():
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        yield
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN, SINGLE], ids=str)
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_direct_convolution_on_tensor_cores(name, dtype):
+def test_direct_convolution_on_tensor_cores(name, dtype, tf32):
     """Integers, whose sums are exact and rounded once; with a residual, and the data gradient."""
     shape, outputs, kernel, groups, *options = PRODUCTS[name]
     pairs = pairs_of(options)
@@ -58,7 +64,8 @@ def test_direct_convolution_on_tensor_cores(name, dtype):
             output = ops.conv2d(input, weight, bias, *pairs, groups, "relu", "direct", residual)
             ours = torch.autograd.grad(output, input, grad)[0]
         convolutions = [kernel for *_, kernel in made if "Conv2dDirectParams" in kernel]
-        assert ["ProductTiles" in kernel for kernel in convolutions] == [True, True]
+        products = dtype != SINGLE or name != "5x5 of 1 channel"  # whose fragments would be empty
+        assert ["ProductTiles" in kernel for kernel in convolutions] == [products] * 2
         wanted = (wanted + residual.double()).relu()
         torch.testing.assert_close(output, wanted.to(dtype), rtol=0, atol=0)
         theirs = torch.autograd.grad(wanted, exact, grad.double())[0]
@@ -235,54 +242,68 @@ def test_weight_gradient_in_float(name, processors, monkeypatch):
         torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=0)
 
 
-# channels, result channels, kernel, stride, and what the table says of 16 bits
+# channels, result channels, kernel, stride, and what the table says of 16 bits: forward, data gradient
 FIRST_LAYERS = {
-    "LeNet": (1, 6, 5, 1, "direct"),
-    "ResNet": (3, 64, 7, 2, "direct"),
-    "AlexNet": (3, 96, 11, 4, "direct"),
-    "too many weights": (4, 128, 13, 4, "aten"),
-    "of 8 channels": (8, 96, 7, 2, "aten"),
+    "LeNet": (1, 6, 5, 1, "direct", "direct"),
+    "ResNet": (3, 64, 7, 2, "direct", "aten"),
+    "AlexNet": (3, 96, 11, 4, "direct", "aten"),
+    "too many weights": (4, 128, 13, 4, "aten", "aten"),
+    "of 8 channels": (8, 96, 7, 2, "aten", "aten"),
 }
 
 
 @pytest.mark.parametrize("name", FIRST_LAYERS)
 def test_what_computes_first_layers(name):
-    channels, results, kernel, stride, algorithm = FIRST_LAYERS[name]
+    channels, results, kernel, stride, *names = FIRST_LAYERS[name]
     input, weight = torch.zeros(2, channels, 96, 96), torch.zeros(results, channels, kernel, kernel)
     for layout in LAYOUTS:
         last = layout is torch.channels_last
         shapes, options = (input.shape, weight.shape), {"stride": stride, "channels_last": last}
-        assert (
-            d2lfast.explain("conv2d", *shapes, **options, dtype=HALF, device="cuda")["forward"] == algorithm
-        )
+        chosen = d2lfast.explain("conv2d", *shapes, **options, dtype=HALF, device="cuda")
+        assert [chosen["forward"], chosen["grad_input"]] == names
         with Launches("dry") as made:
             arguments = (None, [stride] * 2, [0, 0], [1, 1], 1, "none", "direct")
             ops.conv2d(input.to(HALF, memory_format=layout), weight.to(HALF), *arguments)
         assert ["ProductTiles" in kernel for *_, kernel in made] == [True]
 
 
-def test_first_layers_in_float_are_left_to_tf32():
-    """Where torch allows it, and neither a launch nor the bytes take as long."""
-    resnet = ("conv2d", (16, 3, 224, 224), (64, 3, 7, 7))
-    vgg, lenet = ("conv2d", (128, 1, 224, 224), (64, 1, 3, 3)), ("conv2d", (256, 6, 14, 14), (16, 6, 5, 5))
-    for allowed in (False, True):
+# input, weight, and what the table says of exact products and of TF32
+IN_FLOAT = {
+    "LeNet": ((256, 6, 14, 14), (16, 6, 5, 5), "direct", "direct"),
+    "VGG": ((128, 1, 224, 224), (64, 1, 3, 3), "direct", "direct"),
+    "ResNet": ((16, 3, 224, 224), (64, 3, 7, 7), "direct", "direct"),
+    "11x11": ((16, 3, 224, 224), (64, 3, 11, 11), "direct", "aten"),
+    "groups of 16": ((16, 64, 14, 14), (64, 16, 3, 3), "aten", "direct"),
+    "groups of 64": ((16, 256, 14, 14), (256, 64, 3, 3), "aten", "aten"),
+}
+
+
+@pytest.mark.parametrize("name", IN_FLOAT)
+def test_what_computes_in_float(name):
+    """By torch's switch: on the float units, or on tensor cores as long as the weights fit."""
+    input, weight, *names = IN_FLOAT[name]
+    groups = input[1] // weight[1]
+    for allowed, algorithm in zip((False, True), names, strict=True):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-            chosen = [d2lfast.explain(*shapes, device="cuda")["forward"] for shapes in (resnet, vgg, lenet)]
-            names = d2lfast.explain(*resnet, dtype=HALF, device="cuda")
-        assert chosen == ["aten" if allowed else "direct", "direct", "direct"]
-        assert names["forward"] == "direct"
+            chosen = d2lfast.explain("conv2d", input, weight, groups=groups, device="cuda")
+            with Launches("dry") as made:
+                arguments = (None, [1, 1], [0, 0], [1, 1], groups, "none", "direct")
+                ops.conv2d(torch.zeros(1, *input[1:]), torch.zeros(weight), *arguments)
+        assert chosen["forward"] == algorithm
+        assert ["ProductTiles" in kernel for *_, kernel in made] == [allowed]
 
 
+@pytest.mark.parametrize("dtype", [HALF, SINGLE], ids=str)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize(
     "name", ["groups of 2", "groups of 3", "3x3 of 1 channel", "5x5 of 1 channel", *NEIGHBOURS]
 )
-def test_direct_convolution_of_one_value(name, value):
+def test_direct_convolution_of_one_value(name, value, dtype, tf32):
     """It stays with its group and its windows: nothing is multiplied by the zeros that fill fragments."""
     shape, outputs, kernel, groups, *options = (PRODUCTS | WEIGHTS)[name]
-    weight = torch.randint(1, 3, (outputs, shape[1] // groups, *kernel)).to(HALF)
+    weight = torch.randint(1, 3, (outputs, shape[1] // groups, *kernel)).to(dtype)
     for layout in LAYOUTS:
-        input = torch.randint(-2, 3, shape).to(HALF).to(memory_format=layout)
+        input = torch.randint(-2, 3, shape).to(dtype).to(memory_format=layout)
         input[0, -1, 3, 4] = value
         pairs = pairs_of(options)
         output = ops.conv2d(input, weight, None, *pairs, groups, "none", "direct")
@@ -290,15 +311,40 @@ def test_direct_convolution_of_one_value(name, value):
         torch.testing.assert_close(output.double(), wanted, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [HALF, SINGLE], ids=str)
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
 @pytest.mark.parametrize("name", ["groups of 4", "groups of 16", "7x7 of 3 channels"])
-def test_direct_convolution_on_tensor_cores_with_activation(name, activation):
+def test_direct_convolution_on_tensor_cores_with_activation(name, activation, dtype, tf32):
     shape, outputs, kernel, groups, *options = PRODUCTS[name]
-    input = torch.randn(shape).to(HALF)
-    weight = (torch.randn(outputs, shape[1] // groups, *kernel) / 8).to(HALF)
+    input = torch.randn(shape).to(HALF).to(dtype)
+    weight = (torch.randn(outputs, shape[1] // groups, *kernel) / 8).to(HALF).to(dtype)
     pairs = pairs_of(options)
     wanted = torch.nn.functional.conv2d(input.double(), weight.double(), None, *pairs, groups)
     for layout in LAYOUTS:
         moved = input.to(memory_format=layout)
         output = ops.conv2d(moved, weight, None, *pairs, groups, activation, "direct")
         torch.testing.assert_close(output.double(), getattr(wanted, activation)(), rtol=1e-3, atol=1e-3)
+
+
+def rounded_to_tf32(values):
+    return ((values.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+# Of rows as they lie, of gathered values, of pieces.
+ROUNDED = ("neighbours of a row", "neighbours, 12 channels", "groups of 3", "groups of 4", "groups of 16")
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_direct_convolution_rounds_to_tf32(name, tf32):
+    """Each factor once, to the nearest; where torch does not allow it products are exact."""
+    shape, outputs, kernel, groups, *options = PRODUCTS[name]
+    pairs = pairs_of(options)
+    input, weight = torch.randn(shape), torch.randn(outputs, shape[1] // groups, *kernel)
+    for layout in LAYOUTS:
+        moved = input.to(memory_format=layout)
+        for factors in ((rounded_to_tf32(input), rounded_to_tf32(weight)), (input, weight)):
+            exact = [factor.double() for factor in factors]
+            wanted = torch.nn.functional.conv2d(*exact, None, *pairs, groups)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=factors[0] is not input):
+                output = ops.conv2d(moved, weight, None, *pairs, groups, "none", "direct")
+            torch.testing.assert_close(output.double(), wanted, rtol=2e-6, atol=2e-5)

@@ -27,6 +27,7 @@ struct Conv2dDirectParams {
   int32_t groups, source_channels, result_channels;  // C and M, of one group
   Conv2dAxis h, w;
   bool channels_last, transposed;
+  bool tf32;  // whether float32 may be rounded to it
 };
 
 struct Conv2dWeightParams {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -19,6 +19,15 @@ constexpr int kMaxWarps = kThreads / 32;
 constexpr int kResident = 2;    // blocks of 256 threads that registers allow
 constexpr int kEntry = 4;       // words of a quad: place in bytes, values, first tap, first channel
 constexpr int kFragment = 128;  // words of a fragment of weights
+
+// A quad, four values of 16 bits or floats rounded to TF32: its words, and the quads of 16 bytes. A step of
+// four quads is so many products.
+template <typename T>
+constexpr int kQuad = sizeof(T);
+template <typename T>
+constexpr int kQuadsAtOnce = 4 / kQuad<T>;
+template <typename T>
+constexpr int kStepProducts = sizeof(T) / 2;
 
 struct TileAxis {
   int32_t phases, results;  // results: of a phase
@@ -38,11 +47,11 @@ struct ProductTiles {
   int32_t neighbours;                     // pixels of a row of results that a lane has: 4, 2 or 1
   Divider<int32_t> unit_tiles, tiles_of_group, row_tiles, column_tiles, result_rows, result_columns;
   Divider<int32_t> source_rows, source_columns, quads_of_group;
-  Divider<int32_t> staged;  // quads of a position, or pairs of them
+  Divider<int32_t> staged;  // quads of a position, or pieces
   StagedRows row_copies;
   bool lie;        // quads are elements of a row as it is in memory, positions are quads
   bool by_groups;  // each unit is of groups of its own
-  bool by_pairs;   // 16 bytes of neighbouring channels are two quads
+  bool by_pieces;  // of neighbouring channels: 16 bytes are a quad or two
   bool whole;      // a lane stores its channels at once (channels_last), or its neighbours (NCHW)
 };
 
@@ -63,32 +72,55 @@ struct ProductPlan {
   unsigned threads = 0;
 };
 
-// Pieces of a row and of a copy, at least as many as these, for which lanes that read four rows of quads of
-// four pixels at once meet few banks twice.
-inline void spread_rows(int64_t& row, int64_t& copy, int64_t lines, int64_t step, int64_t shift,
-                        int32_t neighbours) {
-  const int64_t least_row = row;
-  int most = 0;
-  for (int64_t pieces = least_row; pieces < least_row + 8; ++pieces) {
-    for (int64_t of_copy = lines * pieces; of_copy < lines * pieces + 8; ++of_copy) {
-      uint32_t banks = 0;
-      for (int64_t g = 0; g < 4; ++g) {
-        const int64_t element = (neighbours == 4 ? g / 2 * 4 + g % 2 : g) * step;
-        for (int64_t y = 0; y < 4; ++y) {
-          banks |= 1u << (element / 4 + element % 4 / shift * of_copy * 2 + y * pieces * 2) % 16;
-        }
-      }
-      if (std::popcount(banks) <= most) continue;
-      most = std::popcount(banks);
-      row = pieces;
-      copy = of_copy;
+// Quads begin in as many banks, of which as many lanes of a warp read at once.
+template <typename T>
+constexpr int kBanks = 32 / kQuad<T>;
+
+// Wavefronts of shared memory that the first steps need, over the least. quad(i): where the i-th of a pixel
+// lies from its first, in quads; pixel(g): a lane's.
+template <typename T, typename Quad, typename Pixel>
+double wavefronts(int64_t quads, Quad&& quad, Pixel&& pixel) {
+  constexpr int64_t kSome = 12;
+  const int64_t steps = std::min((quads + 3) / 4, kSome);
+  int64_t needed = 0;
+  for (int64_t step = 0; step < steps; ++step) {
+    std::array<int64_t, kBanks<T>> met{};
+    std::array<int, kBanks<T>> depth{};
+    int most = 1;
+    for (int lane = 0; lane < kBanks<T>; ++lane) {
+      const int64_t i = 4 * step + lane % 4;
+      met[lane] = pixel(lane / 4) + (i < quads ? quad(i) : 0);
+      if (std::find(met.begin(), met.begin() + lane, met[lane]) != met.begin() + lane) continue;
+      most = std::max(most, ++depth[met[lane] % kBanks<T>]);
     }
+    needed += most;
   }
+  return double(needed) / double(steps);
 }
 
+// Of each remainder of what lies between rows, and between copies, by the banks.
+template <typename T>
+struct WavefrontTable {
+  double of[2][kBanks<T>][8];  // first for columns side by side, then in fours
+
+  // quad(i, row, copy) and pixel(column, copy), in quads, of which rows and copies have so many.
+  template <typename Quad, typename Pixel>
+  void fill(int64_t quads, int64_t rows, int64_t copies, Quad&& quad, Pixel&& pixel) {
+    constexpr int64_t kApart = 1 << 10, kFarApart = 1 << 20;  // so that no two rows or copies are one
+    for (int64_t i = 0; i < 2 * rows * copies; ++i) {
+      const int64_t row = i / 2 % rows, copy = i / 2 / rows;
+      of[i % 2][row][copy] = wavefronts<T>(
+          quads, [&](int64_t q) { return quad(q, kApart + row, kFarApart + copy); },
+          [&](int64_t g) { return pixel(i % 2 == 1 ? g / 2 * 4 + g % 2 : g, kFarApart + copy); });
+    }
+  }
+};
+
 // The tile of the fewest cycles, computed from sm_90's instructions; no blocks: none fits.
-template <int N>
+template <typename T, int N>
 ProductPlan search_plan(const Conv2dDirectParams& p) {
+  constexpr int kOfPiece = kQuadsAtOnce<T>;
+  constexpr bool kFloats = kOfPiece == 1;
   const DeviceLimits limits = device_limits();
   // Two blocks of a multiprocessor at least.
   const int64_t most_bytes = std::min<int64_t>(limits.shared_bytes, 110 * 1024);
@@ -99,12 +131,14 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
   t.groups_of_unit = N == 1 && t.by_groups ? 16 / p.result_channels : 1;
   const int32_t units_of_group = (p.result_channels + 16 * N - 1) / (16 * N);
   const int32_t units_there = t.by_groups ? (p.groups - 1) / t.groups_of_unit + 1 : units_of_group;
-  const RowUnits in_rows(p, 4);
-  // Of neighbouring channels, whose two quads belong to a group, or to a group each.
+  const RowUnits in_rows(p, 4, sizeof(T));
+  // Of neighbouring channels, whose quads belong to a group, or to a group each.
   const int32_t quads = (p.source_channels + 3) / 4;
-  const bool vectors = p.channels_last && p.source_channels % 4 == 0 && (quads % 2 == 0 || quads == 1) &&
-                       aligned(p.source, 16) && int64_t{p.groups} * p.source_channels % 8 == 0;
+  const bool vectors = p.channels_last && p.source_channels % 4 == 0 &&
+                       (quads % kOfPiece == 0 || quads == 1) && aligned(p.source, 16) &&
+                       int64_t{p.groups} * p.source_channels % kVectorWidth<T> == 0;
   int64_t spans = 0, steps = 0;  // spans: quads of a row's taps
+  WavefrontTable<T> table;
   const int64_t image = p.groups * std::max(int64_t{p.source_channels} * p.h.source * p.w.source,
                                             int64_t{p.result_channels} * p.h.result * p.w.result);
   ProductPlan best;
@@ -120,19 +154,39 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     const int64_t source_columns = extent(t.w, columns, (spans - 1) * t.span + 1);
     const int64_t common = t.w.phases > 1 ? 1 : std::gcd(columns, int64_t{p.w.result});
     // Fours of pixels of more channels would meet in the same banks.
-    const bool fours = !p.channels_last || t.position <= 4;
+    const bool fours = !p.channels_last || kFloats || t.position <= 4;
     const int32_t neighbours = common % 4 == 0 && fours ? 4 : common % 2 == 0 ? 2 : 1;
     // Rows of neighbouring taps begin in different banks.
-    int64_t pitch = t.span > 1 ? up(source_columns + 12, 16) - 12 : source_columns;
-    int64_t row = ((columns - 1) * in_rows.step / 4 + spans + 1) / 2, copy = 0;
+    // Rows and copies begin where few lanes meet in a bank.
+    const auto& conflicts = table.of[neighbours == 4 ? 1 : 0];
+    int64_t pitch = source_columns, row = 0, copy = 0;
+    double met = INFINITY;
     if (t.lie) {
-      spread_rows(row, copy, images * source_rows, in_rows.step, in_rows.shift, neighbours);
-      pitch = 2 * row;
+      const int64_t least_row = ((columns - 1) * in_rows.step / 4 + spans + kOfPiece - 1) / kOfPiece;
+      for (int64_t pieces = least_row; pieces < least_row + 8; ++pieces) {
+        for (int64_t own = images * source_rows * pieces, some = own; some < own + 8; ++some) {
+          if (conflicts[pieces % 8][some % 8] >= met) continue;
+          met = conflicts[pieces % 8][some % 8];
+          row = pieces;
+          copy = some;
+        }
+      }
+      pitch = kOfPiece * row;
+    } else {
+      for (int64_t positions = source_columns; positions < source_columns + kBanks<T>; ++positions) {
+        if (conflicts[positions % kBanks<T>][0] >= met) continue;
+        met = conflicts[positions % kBanks<T>][0];
+        pitch = positions;
+      }
     }
     const int64_t plane = t.lie ? in_rows.copies * copy * 4 : images * source_rows * pitch * t.position;
     const int64_t planes = t.lie ? in_rows.planes : (t.quads + 3) / 4;
+    // A pixel's groups, then its neighbours', are staged side by side: into different banks.
+    const int64_t apart = std::max<int64_t>(t.position, 32 / groups / t.position * t.position);
+    const int64_t group = planes * plane + (t.by_groups ? (apart - planes * plane) & 31 : 0);
     const int64_t fragments = int64_t{t.units} * t.groups_of_unit * steps * N;
-    const int64_t bytes = (steps * 4 * kEntry + fragments * kFragment + groups * planes * plane) * 4;
+    const int64_t bytes =
+        (steps * 4 * kEntry + fragments * kStepProducts<T> * kFragment + groups * group) * 4;
     if (bytes > most_bytes) return;
     const int64_t row_tiles = (t.h.results + rows - 1) / rows,
                   column_tiles = (t.w.results + columns - 1) / columns;
@@ -146,19 +200,25 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     const int64_t most_slices = std::clamp<int64_t>(limits.processors * resident / sharers, 1, count);
     const int64_t turns = (count + most_slices - 1) / most_slices, slices = (count + turns - 1) / turns;
     if (sharers > INT32_MAX / slices || count > INT32_MAX / 2) return;
-    const bool by_pairs = !t.lie && vectors && groups * p.source_channels % 8 == 0;
-    const double step = std::max({16.0 * N, 4.0 * (4 + N) + 1, (9 * N + 20) / 2.8});
+    const bool by_pieces = !t.lie && vectors && groups * p.source_channels % kVectorWidth<T> == 0;
+    // Cycles of the products, at half of the rate in TF32, of shared memory, and to issue instructions.
+    const double step = kFloats ? std::max({32.0 * N, 8.0 * (4 * met + N) + 1, (18 * N + 20) / 2.8})
+                                : std::max({16.0 * N, 4.0 * (4 * met + N) + 1, (9 * N + 20) / 2.8});
     const double main = warps * (t.groups_of_unit * steps * step + 60 + 40 * N);
     // Pieces of a pixel shorter than a sector of 32 bytes are read in vain.
-    const int64_t piece = p.channels_last && p.groups > 1 ? groups * p.source_channels * 2 : 64;
-    const double staging =
-        t.lie ? double(images * source_rows * row) * in_rows.planes * (60 + 6 * in_rows.copies) / 90
-              : double(images * source_rows * source_columns) * groups * t.quads * (by_pairs ? 20 : 50) *
-                    (piece < 32   ? 2.5
-                     : piece < 64 ? 1.3
-                                  : 1.0) /
-                    90;
-    const double weights = double(fragments) * (24 + 32.0 / steps) + 400;
+    const int64_t piece =
+        p.channels_last && p.groups > 1 ? groups * p.source_channels * int64_t{sizeof(T)} : 64;
+    // Instructions of a quad; floats are rounded.
+    const double of_quad = by_pieces ? (kFloats ? 50 : 20) : (kFloats ? 65 : 50);
+    const double of_row = kFloats ? 52 + 12 * in_rows.copies : 60 + 6 * in_rows.copies;
+    const double staging = t.lie
+                               ? double(images * source_rows * row) * in_rows.planes * of_row / 90
+                               : double(images * source_rows * source_columns) * groups * t.quads * of_quad *
+                                     (piece < 32   ? 2.5
+                                      : piece < 64 ? 1.3
+                                                   : 1.0) /
+                                     90;
+    const double weights = double(fragments) * ((kFloats ? 40 : 24) + 32.0 / steps) + 400;
     const double of_block = weights + turns * (main + staging + 300);
     const double blocks = double(sharers) * slices;
     const double cost = std::ceil(blocks / limits.processors) * of_block * (1 + 4.0 / (resident * warps));
@@ -173,9 +233,9 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     b.slices = static_cast<int32_t>(slices);
     b.pitch = static_cast<int32_t>(pitch);
     b.plane = static_cast<int32_t>(plane);
-    b.group = static_cast<int32_t>(planes * plane);
+    b.group = static_cast<int32_t>(group);
     b.weights = static_cast<int32_t>(steps * 4 * kEntry);
-    b.source = static_cast<int32_t>(b.weights + fragments * kFragment);
+    b.source = static_cast<int32_t>(b.weights + fragments * kStepProducts<T> * kFragment);
     b.unit_tiles = Divider<int32_t>(unit_tiles);
     b.tiles_of_group = Divider<int32_t>(tiles_of_group);
     b.row_tiles = Divider<int32_t>(row_tiles);
@@ -184,17 +244,17 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     b.result_columns = Divider<int32_t>(columns);
     b.source_rows = Divider<int32_t>(source_rows);
     b.source_columns = Divider<int32_t>(source_columns);
-    b.staged = Divider<int32_t>(groups * t.quads / (by_pairs ? 2 : 1));
+    b.staged = Divider<int32_t>(groups * t.quads / (by_pieces ? kOfPiece : 1));
     b.quads_of_group = Divider<int32_t>(t.quads);
     if (t.lie) b.row_copies = in_rows.staged(copy, row, images, source_rows);
-    b.by_pairs = by_pairs;
+    b.by_pieces = by_pieces;
     const int64_t size = int64_t{p.groups} * p.result_channels;
     const int64_t run = t.by_groups ? int64_t{t.groups_of_unit} * p.result_channels : p.result_channels;
     b.neighbours = neighbours;
-    b.second = t.quads == 1 ? b.group : 2;
+    b.second = t.quads == 1 ? b.group : kQuad<T>;
     const int32_t stored = p.channels_last ? 2 * N : b.neighbours;
     b.whole = (p.channels_last ? size % stored == 0 && run % stored == 0 : stored > 1) &&
-              aligned(p.result, 2 * stored) && aligned(p.residual, 2 * stored);
+              aligned(p.result, sizeof(T) * stored) && aligned(p.residual, sizeof(T) * stored);
     best.blocks = sharers * slices;
     best.bytes = bytes;
     best.threads = static_cast<unsigned>(32 * warps);
@@ -204,9 +264,30 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     t.lie = lie;
     t.span = lie || p.source_channels > 2 ? 1 : 4 / p.source_channels;
     t.quads = lie ? 1 : quads;
-    t.position = 2 * std::min(t.quads, 4);
+    t.position = kQuad<T> * std::min(t.quads, 4);
     spans = lie ? (p.w.kernel * in_rows.beside + 3) / 4 : (t.w.taps + t.span - 1) / t.span;
-    steps = (t.h.taps * spans * (lie ? in_rows.planes : t.quads) + 3) / 4;
+    const int64_t all = t.h.taps * spans * (lie ? in_rows.planes : t.quads);
+    steps = (all + 3) / 4;
+    if (lie) {
+      const int64_t row_taps = t.h.taps * in_rows.planes;
+      const auto quad = [&](int64_t i, int64_t row, int64_t copy) {
+        const int64_t plane = i % row_taps / t.h.taps, y = i % t.h.taps;
+        return (plane * in_rows.copies * copy + y * t.h.distance * row) * kOfPiece + i / row_taps;
+      };
+      table.fill(all, 8, 8, quad, [&](int64_t column, int64_t copy) {
+        const int64_t element = column * in_rows.step;
+        return element / 4 + element % 4 / in_rows.shift * copy * kOfPiece;
+      });
+    } else {
+      const int64_t words = t.position / kQuad<T>;
+      const auto quad = [&](int64_t i, int64_t row, int64_t) {
+        const int64_t tap = i / t.quads, y = t.span == 1 ? tap / t.w.taps : tap % t.h.taps;
+        const int64_t x = t.span == 1 ? tap % t.w.taps : tap / t.h.taps * t.span;
+        return (y * t.h.distance * row + x * t.w.distance) * words + i % t.quads % 4;
+      };
+      table.fill(all, kBanks<T>, 1, quad,
+                 [&](int64_t column, int64_t) { return column * t.w.scale * words; });
+    }
     for (t.units = 1; t.units <= kMaxWarps && (t.units == 1 || t.units / 2 < units_there); t.units *= 2) {
       for (int32_t warps = std::max(t.units, 2); warps <= kMaxWarps; warps *= 2) {
         const int64_t pixels = int64_t{warps} / t.units * kWarpPixels;

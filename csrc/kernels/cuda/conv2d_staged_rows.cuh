@@ -5,14 +5,14 @@
 
 #include "conv2d_element.cuh"
 #include "device.cuh"
+#include "tensor_core.cuh"
 
-// Rows of a source with 16-bit elements in shared memory, as they lie in memory: in NCHW of one channel, in
-// channels_last of all. What the taps of a row meet are neighbours there. They are read by units of 4 or 8
-// elements, which must begin at a multiple of their size, so that there are copies of the rows, each of which
-// begins some elements after the one before: in one of them a result's first tap begins a unit.
+// Rows of a source in shared memory, as they lie in memory: in NCHW of one channel, in channels_last of all.
+// What the taps of a row meet are neighbours there. They are read by units of 4 or 8 elements, which must
+// begin at a multiple of their size, so that there are copies of the rows, each of which begins some elements
+// after the one before: in one of them a result's first tap begins a unit. They are staged by pieces of 16
+// bytes, floats rounded to TF32.
 namespace d2lfast::cuda {
-
-constexpr int kPiece = 8;  // elements of 16 bytes
 
 struct StagedRows {
   int32_t beside, planes;                // elements of a pixel in a row; planes: of the source's channels
@@ -21,10 +21,10 @@ struct StagedRows {
   Divider<int32_t> pieces, lines, rows;  // pieces of a row, rows of a plane, of these those of an image
 
   // Of the first tap of a result, `column` results from the first: in units.
-  template <int kUnit>
+  template <int kUnit, int kUnitsOfPiece>
   __device__ int32_t place(int32_t column, int32_t stride) const {
     const int32_t element = column * stride * beside;
-    return element / kUnit + shift.divide(element % kUnit) * copy * (kPiece / kUnit);
+    return element / kUnit + shift.divide(element % kUnit) * copy * kUnitsOfPiece;
   }
 };
 
@@ -35,14 +35,14 @@ struct RowUnits {
   bool lie;                     // whether the taps of a row are neighbours, in rows that are whole words
 
   template <typename Params>
-  RowUnits(const Params& p, int64_t unit)
+  RowUnits(const Params& p, int64_t unit, int64_t element_bytes)
       : beside(p.channels_last ? p.source_channels : 1),
         planes(p.source_channels / beside),
         step(int64_t{p.w.stride} * beside),
         shift(std::gcd(step, unit)),
         copies(unit / shift),
         lie((!p.channels_last || p.groups == 1) && p.w.dilation == 1 &&
-            int64_t{p.w.source} * beside % 2 == 0 && aligned(p.source, 4)) {}
+            int64_t{p.w.source} * beside * element_bytes % 4 == 0 && aligned(p.source, 4)) {}
 
   StagedRows staged(int64_t copy, int64_t pieces, int64_t images, int64_t rows) const {
     return {beside,
@@ -64,10 +64,11 @@ struct RowsInMemory {
 };
 
 // Of `images` images from this one on, of each the planes from this one on.
-template <typename Params>
+template <typename T, typename Params>
 __device__ RowsInMemory rows_in_memory(const Params& p, const StagedRows& rows, int64_t image, int32_t plane,
                                        int32_t images, int32_t top, int32_t left) {
-  const int32_t words = p.w.source * rows.beside / 2, planes = p.groups * rows.planes;
+  constexpr int kOfWord = 4 / sizeof(T);
+  const int32_t words = p.w.source * rows.beside / kOfWord, planes = p.groups * rows.planes;
   const int64_t before = (image * planes + plane) * p.h.source * words;
   return {static_cast<const uint32_t*>(p.source) + before,
           p.h.source,
@@ -79,10 +80,10 @@ __device__ RowsInMemory rows_in_memory(const Params& p, const StagedRows& rows, 
 }
 
 // Calls with each piece and its place, in pieces.
-template <int kCopies, int kShift, typename Store>
+template <typename T, int kCopies, int kShift, typename Store>
 __device__ __forceinline__ void stage_copies(const StagedRows& rows, const RowsInMemory& from,
                                              int32_t threads, Store&& store) {
-  constexpr int kWords = (kPiece + (kCopies - 1) * kShift + 1) / 2;
+  constexpr int kOfWord = 4 / sizeof(T), kWords = 4 + ((kCopies - 1) * kShift + kOfWord - 1) / kOfWord;
   const int32_t count = rows.planes * rows.lines.divisor * rows.pieces.divisor;
   const uint32_t even_or_odd = from.left % 2 == 0 ? 0x3210 : 0x5432;
   for (int32_t i = threadIdx.x; i < count; i += threads) {
@@ -94,23 +95,28 @@ __device__ __forceinline__ void stage_copies(const StagedRows& rows, const RowsI
       image = line;
       y = take_remainder(image, rows.rows);
     }
-    const int32_t h = from.top + y, w = (from.left >> 1) + piece * (kPiece / 2);
+    const int32_t h = from.top + y, w = (kOfWord == 2 ? from.left >> 1 : from.left) + piece * 4;
     const bool inside = is_below(h, from.height) && image < from.images;
     const uint32_t* words =
         from.first + ((image * from.planes + plane) * from.height * from.words + h * from.words + w);
     uint32_t word[kWords + 1];
 #pragma unroll
-    for (int n = 0; n <= kWords; ++n) word[n] = inside && is_below(w + n, from.words) ? words[n] : 0;
+    for (int n = 0; n < kWords + kOfWord - 1; ++n) {
+      word[n] = inside && is_below(w + n, from.words) ? words[n] : 0;
+    }
 #pragma unroll
-    for (int n = 0; n < kWords; ++n) word[n] = permuted_bytes(word[n], word[n + 1], even_or_odd);
+    for (int n = 0; n < kWords; ++n) {
+      word[n] = kOfWord == 2 ? permuted_bytes(word[n], word[n + 1], even_or_odd) : round_to_tf32(word[n]);
+    }
     int32_t to = plane * rows.plane + line * rows.pieces.divisor + piece;
 #pragma unroll
     for (int copy = 0; copy < kCopies; ++copy) {
       Vector<uint32_t, 4> staged;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        const int m = copy * kShift / 2 + n;
-        staged.lane[n] = copy * kShift % 2 == 0 ? word[m] : permuted_bytes(word[m], word[m + 1], 0x5432);
+        const int m = copy * kShift / kOfWord + n;
+        staged.lane[n] =
+            copy * kShift % kOfWord == 0 ? word[m] : permuted_bytes(word[m], word[m + 1], 0x5432);
       }
       store(to, staged);
       to += rows.copy;
@@ -118,16 +124,16 @@ __device__ __forceinline__ void stage_copies(const StagedRows& rows, const RowsI
   }
 }
 
-template <int kUnit, typename Store>
+template <typename T, int kUnit, typename Store>
 __device__ __forceinline__ void stage_rows(const StagedRows& rows, const RowsInMemory& from, int32_t threads,
                                            Store&& store) {
   switch (rows.shift.divisor) {
     case 1:
-      return stage_copies<kUnit, 1>(rows, from, threads, store);
+      return stage_copies<T, kUnit, 1>(rows, from, threads, store);
     case 2:
-      return stage_copies<kUnit / 2, 2>(rows, from, threads, store);
+      return stage_copies<T, kUnit / 2, 2>(rows, from, threads, store);
     default:
-      return stage_copies<kUnit / 4, 4>(rows, from, threads, store);
+      return stage_copies<T, kUnit / 4, 4>(rows, from, threads, store);
   }
 }
 

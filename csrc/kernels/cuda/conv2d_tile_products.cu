@@ -7,14 +7,14 @@
 #include "device.cuh"
 #include "tensor_core.cuh"
 
-// Few channels per group in 16 bits: products of result channels by pixels on tensor cores. A block keeps the
-// weights of some units of result channels in shared memory, in the order of fragments, and goes through
-// tiles of source pixels. The products sum over quads, four values that lie side by side in shared memory:
-// four neighbours of a row as it lies in memory (conv2d_staged_rows.cuh), which its taps meet; of groups that
-// share fragments, odd rows and data gradients, four channels at a tap, or, of one or two channels,
-// neighbouring taps of a row, staged once for each. A lane of a fragment takes a quad by one access. Groups
-// of few channels share a fragment, with zero weights for the channels of the others: what is not finite
-// there is computed anew, group by group.
+// Few channels per group, in 16 bits or TF32: products of result channels by pixels on tensor cores. A block
+// keeps the weights of some units of result channels in shared memory, in the order of fragments, and goes
+// through tiles of source pixels. The products sum over quads, four values that lie side by side in shared
+// memory: four neighbours of a row as it lies in memory (conv2d_staged_rows.cuh), which its taps meet; of
+// groups that share fragments, odd rows and data gradients, four channels at a tap, or, of one or two
+// channels, neighbouring taps of a row, staged once for each. A lane of a fragment takes a quad by one
+// access. Groups of few channels share a fragment, with zero weights for the channels of the others: what is
+// not finite there is computed anew, group by group.
 //
 // A transposed convolution of stride s is s convolutions of stride 1 for each axis, one for the positions of
 // each remainder (its phase).
@@ -43,13 +43,27 @@ __device__ inline int32_t pixel_of(const ProductTiles& tiles, int block, int col
                                : block * 8 + column;
 }
 
-__device__ inline uint32_t low_bits(int32_t values) {  // of two 16-bit values
-  return values >= 2 ? 0xffffffffu : values == 1 ? 0xffffu : 0u;
+// Of a word of a quad, those of its first values.
+template <typename T>
+__device__ inline uint32_t low_bits(int word, int32_t values) {
+  if (sizeof(T) == 4) return values > word ? 0xffffffffu : 0u;
+  return values >= 2 * word + 2 ? 0xffffffffu : values == 2 * word + 1 ? 0xffffu : 0u;
 }
 
+// A quad as products take it.
 template <typename T>
-__device__ uint32_t pair_of(T low, T high) {
-  return static_cast<uint32_t>(low.bits) | static_cast<uint32_t>(high.bits) << 16;
+__device__ Vector<uint32_t, kQuad<T>> quad_of(const T (&value)[4]) {
+  if constexpr (sizeof(T) == 4) {
+    Vector<uint32_t, 4> quad;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) quad.lane[e] = round_to_tf32(detail::bits_of_float(value[e]));
+    return quad;
+  } else {
+    const auto pair = [](T low, T high) {
+      return static_cast<uint32_t>(low.bits) | static_cast<uint32_t>(high.bits) << 16;
+    };
+    return {pair(value[0], value[1]), pair(value[2], value[3])};
+  }
 }
 
 // Element [f][j][2 half + e] is the lane's channel 2 f + half, column 2 t + e of block j.
@@ -134,6 +148,7 @@ template <typename T, int N, bool kLast>
 __global__ void __launch_bounds__(kThreads, kResident)
     tile_products(const Conv2dDirectParams p, const ProductTiles tiles) {
   constexpr int kOwn = 2 * N;  // result channels of a lane
+  constexpr int kProducts = kStepProducts<T>, kOfPiece = kQuadsAtOnce<T>;
   const auto words = dynamic_shared<uint32_t>();
   const auto weights = words + tiles.weights;
   const auto source = words + tiles.source;
@@ -170,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
       channel = (i - quad * row_taps) / down.count;
       y = i - quad * row_taps - channel * down.count;
       values = least(4, row - 4 * quad);
-      place = channel * tiles.row_copies.plane * 4 + (y * tiles.h.distance * tiles.pitch + quad) * 2;
+      place = channel * tiles.row_copies.plane * 4 + (y * tiles.h.distance * tiles.pitch + quad) * kQuad<T>;
       x = beside == 1 ? 4 * quad : 0;
       channel = beside == 1 ? channel : 4 * quad;
     } else {
@@ -189,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
       }
       channel = quad * 4;
       place = (y * tiles.h.distance * tiles.pitch + x * tiles.w.distance) * tiles.position +
-              quad / 4 * tiles.plane + quad % 4 * 2;
+              quad / 4 * tiles.plane + quad % 4 * kQuad<T>;
     }
     const bool there = i < quads;
     words[i * kEntry] = there ? 4 * place : 0;
@@ -232,17 +247,20 @@ __global__ void __launch_bounds__(kThreads, kResident)
       const int32_t values = static_cast<int32_t>(entry.lane[1]);
       const int32_t at = static_cast<int32_t>(entry.lane[2]) * weight_tap +
                          static_cast<int32_t>(entry.lane[3]) * weight_channel;
-      Vector<uint32_t, 4> lane_words;
+      Vector<uint32_t, 4> lane_words[kProducts];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const T* first = computed_once(rows[half] + at);
         T value[4];
 #pragma unroll
         for (int e = 0; e < 4; ++e) value[e] = there[half] && e < values ? first[of_value[e]] : T{};
-        lane_words.lane[half] = pair_of(value[0], value[1]);
-        lane_words.lane[half + 2] = pair_of(value[2], value[3]);
+        const auto quad = quad_of(value);
+#pragma unroll
+        for (int n = 0; n < kQuad<T>; ++n) lane_words[n / 2].lane[n % 2 * 2 + half] = quad.lane[n];
       }
-      store_shared_words(weights + ((which * steps + step) * N + f) * kFragment + lane * 4, lane_words);
+      const auto to = weights + (((which * steps + step) * N + f) * kProducts * kFragment + lane * 4);
+#pragma unroll
+      for (int m = 0; m < kProducts; ++m) store_shared_words(to + m * kFragment, lane_words[m]);
     }
   }
 
@@ -257,7 +275,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const int32_t column = take_remainder(line, tiles.result_columns);
     const int32_t row = take_remainder(line, tiles.result_rows);
     line = line * tiles.source_rows.divisor + row * tiles.h.scale;
-    const int32_t place = tiles.lie ? tiles.row_copies.place<4>(column, p.w.stride) : column * tiles.w.scale;
+    const int32_t place =
+        tiles.lie ? tiles.row_copies.place<4, kOfPiece>(column, p.w.stride) : column * tiles.w.scale;
     mine[j] = source + (own_group * tiles.group + (line * tiles.pitch + place) * tiles.position);
   }
   // The unit's first result channel of all, and where its groups end.
@@ -284,9 +303,9 @@ __global__ void __launch_bounds__(kThreads, kResident)
                                            tiles.source_columns.divisor * tiles.staged.divisor;
     __syncthreads();
     if (tiles.lie) {
-      const auto from = rows_in_memory(p, tiles.row_copies, image0, group0 * tiles.row_copies.planes,
-                                       images_left, top, left);
-      stage_rows<4>(tiles.row_copies, from, threads, [&](int32_t piece, const auto& values) {
+      const auto from = rows_in_memory<T>(p, tiles.row_copies, image0, group0 * tiles.row_copies.planes,
+                                          images_left, top, left);
+      stage_rows<T, 4>(tiles.row_copies, from, threads, [&](int32_t piece, const auto& values) {
         store_shared_words(source + piece * 4, values);
       });
     }
@@ -296,24 +315,29 @@ __global__ void __launch_bounds__(kThreads, kResident)
       const int32_t x = take_remainder(image, tiles.source_columns);
       const int32_t y = take_remainder(image, tiles.source_rows);
       if constexpr (!kLast) quad = take_remainder(image, tiles.staged);
-      const bool by_pairs = kLast && tiles.by_pairs;
-      int32_t group = by_pairs ? 2 * quad : quad;
+      const bool by_pieces = kLast && tiles.by_pieces;
+      int32_t group = by_pieces ? kOfPiece * quad : quad;
       const int32_t q = take_remainder(group, tiles.quads_of_group);
-      const auto to = source + (group * tiles.group + q / 4 * tiles.plane + q % 4 * 2 +
+      const auto to = source + (group * tiles.group + q / 4 * tiles.plane + q % 4 * kQuad<T> +
                                 ((image * tiles.source_rows.divisor + y) * tiles.pitch + x) * tiles.position);
       const int32_t h = top + y, w = left + x, c = (group0 + group) * p.source_channels + 4 * q;
       const bool row_inside = h >= 0 && h < p.h.source && image < images_left && group0 + group < p.groups;
       const int32_t at = h * p.w.source + w;
       const int32_t from = kLast ? (image * source_pixels + at) * source_width + c
                                  : (image * source_width + c) * source_pixels + at;
-      if (by_pairs) {
+      if (by_pieces) {
         const bool inside = row_inside && w >= 0 && w < p.w.source;
-        const auto pair = reinterpret_cast<const uint32_t*>(inside ? images + from : images);
-        if (tiles.second == 2) {
-          copy_async_16(to, pair, inside);
+        const auto piece = reinterpret_cast<const uint32_t*>(inside ? images + from : images);
+        if constexpr (kOfPiece == 1) {
+          auto quad_words = inside ? load<4>(piece) : Vector<uint32_t, 4>{};
+#pragma unroll
+          for (int e = 0; e < 4; ++e) quad_words.lane[e] = round_to_tf32(quad_words.lane[e]);
+          store_shared_words(to, quad_words);
+        } else if (tiles.second == kQuad<T>) {
+          copy_async_16(to, piece, inside);
         } else {
-          copy_async_8(to, pair, inside);
-          copy_async_8(to + tiles.second, pair + 2, inside);
+          copy_async_8(to, piece, inside);
+          copy_async_8(to + tiles.second, piece + 2, inside);
         }
         continue;
       }
@@ -326,7 +350,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
           value[e] = images[from + (e >> shift) * next_tap + (e & low) * next_channel];
         }
       }
-      store_shared_words(to, Vector<uint32_t, 2>{pair_of(value[0], value[1]), pair_of(value[2], value[3])});
+      store_shared_words(to, quad_of(value));
     }
     commit_async();
     wait_async<0>();
@@ -335,25 +359,32 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
     Sums<N> sum = {};
     const auto add_group = [&](int32_t b, int32_t trusted, Sums<N>& part) {
-      const auto fragments = weights + ((unit * tiles.groups_of_unit + b) * steps * N * kFragment + lane * 4);
+      constexpr int kStepFragments = N * kProducts * kFragment;
+      const auto fragments =
+          weights + ((unit * tiles.groups_of_unit + b) * steps * kStepFragments + lane * 4);
       const auto multiply = [&](int32_t step, bool all) {
         const auto entry = load_shared<2>(words + (4 * step + t) * kEntry);
         const int32_t bytes = static_cast<int32_t>(entry.lane[0]) + b * tiles.group * 4;
-        uint32_t factor[N][4];
+        uint32_t factor[N * kProducts][4];
 #pragma unroll
-        for (int f = 0; f < N; ++f) {
-          const auto row = load_shared<4>(fragments + (step * N + f) * kFragment);
+        for (int i = 0; i < N * kProducts; ++i) {
+          const auto row = load_shared<4>(fragments + step * kStepFragments + i * kFragment);
 #pragma unroll
-          for (int n = 0; n < 4; ++n) factor[f][n] = row.lane[n];
+          for (int n = 0; n < 4; ++n) factor[i][n] = row.lane[n];
         }
 #pragma unroll
         for (int j = 0; j < kPixelBlocks; ++j) {
-          const auto quad = load_shared_at<2>(mine[j], bytes);
+          const auto quad = load_shared_at<kQuad<T>>(mine[j], bytes);
           const int32_t values = static_cast<int32_t>(entry.lane[1]);
-          const uint32_t value[2] = {all ? quad.lane[0] : quad.lane[0] & low_bits(values),
-                                     all ? quad.lane[1] : quad.lane[1] & low_bits(values - 2)};
+          uint32_t value[kProducts][2];
 #pragma unroll
-          for (int f = 0; f < N; ++f) multiply_fragments<T>(part[f][j], factor[f], value);
+          for (int n = 0; n < kQuad<T>; ++n) {
+            value[n / 2][n % 2] = all ? quad.lane[n] : quad.lane[n] & low_bits<T>(n, values);
+          }
+#pragma unroll
+          for (int i = 0; i < N * kProducts; ++i) {
+            multiply_fragments<T>(part[i / kProducts][j], factor[i], value[i % kProducts]);
+          }
         }
       };
 #pragma unroll 1
@@ -417,7 +448,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
 template <typename T, int N>
 bool launch_units(const Conv2dDirectParams& p, cudaStream_t stream, cudaError_t& error) {
   const Conv2dPlanKey key = conv2d_plan_key(p, p.transposed, p.source, p.result, p.residual);
-  const ProductPlan plan = kept_plan(key, [&] { return search_plan<N>(p); });
+  const ProductPlan plan = kept_plan(key, [&] { return search_plan<T, N>(p); });
   if (plan.blocks == 0) return false;
   const LaunchShape shape{
       {static_cast<unsigned>(plan.blocks)}, plan.threads, static_cast<size_t>(plan.bytes)};
@@ -444,6 +475,10 @@ bool launch_conv2d_tile_products(const Conv2dDirectParams& p, DType dtype, cudaS
       return launch_products<BFloat16>(p, stream, error);
     case DType::kFloat16:
       return launch_products<Float16>(p, stream, error);
+    case DType::kFloat32:
+      // Channels that fill little of a fragment the float units take sooner.
+      if (!p.tf32 || (p.groups == 1 && p.source_channels * p.result_channels <= 8)) return false;
+      return launch_products<float>(p, stream, error);
     default:
       return false;
   }

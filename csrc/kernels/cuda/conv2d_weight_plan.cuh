@@ -14,6 +14,7 @@
 namespace d2lfast::cuda {
 
 constexpr int kStep = 16;  // pixels of a product
+constexpr int kPiece = 8;  // elements of 16 bytes
 constexpr int kWarps = kThreads / 32;
 constexpr int kResident = 2;  // blocks that registers and shared memory allow
 constexpr int kEntry = 4;     // words for a channel of a unit: distance, columns of its tap, source channel
@@ -101,7 +102,7 @@ WeightPlan search_plan(const Conv2dWeightParams& p) {
                                p.result_channels * groups_of_unit % kPiece == 0;
   const bool vector_source =
       p.channels_last && all_sources % kPiece == 0 && aligned(p.source, 16) && t.unit_sources % kPiece == 0;
-  const RowUnits in_rows(p, kPiece);
+  const RowUnits in_rows(p, kPiece, 2);
   const int64_t image =
       std::max(all_sources * p.h.source * p.w.source, all_results * p.h.result * p.w.result);
   WeightPlan best;

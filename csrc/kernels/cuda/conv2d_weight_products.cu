@@ -114,8 +114,9 @@ __device__ inline void find_pixels(const Conv2dWeightParams& p, const WeightTile
         image < tiles.images &&
         (tiles.whole_rows || (tile.row + row < p.h.result && tile.column + column < p.w.result));
     const int32_t line = image * tiles.source_rows.divisor + row * p.h.stride;
-    const int32_t place =
-        tiles.source_staging == Staging::kRows ? tiles.row_copies.place<kPiece>(column, p.w.stride) : column;
+    const int32_t place = tiles.source_staging == Staging::kRows
+                              ? tiles.row_copies.place<kPiece, 1>(column, p.w.stride)
+                              : column;
     pixels[i] = inside ? (line * tiles.pitch + place) * kPiece : -1;
   }
 }
@@ -315,9 +316,10 @@ __global__ void __launch_bounds__(kThreads, kResident)
       } else if (tiles.source_staging == Staging::kPairs) {
         stage_source<Staging::kPairs, T>(p, tiles, place, tile, to_source, entries);
       } else if (tiles.source_staging == Staging::kRows) {
-        const auto from = rows_in_memory(p, tiles.row_copies, tile.image, place.source, tile.images,
-                                         tile.row * p.h.stride - p.h.pad, tile.column * p.w.stride - p.w.pad);
-        stage_rows<kPiece>(tiles.row_copies, from, kThreads, [&](int32_t piece, const auto& values) {
+        const auto from =
+            rows_in_memory<T>(p, tiles.row_copies, tile.image, place.source, tile.images,
+                              tile.row * p.h.stride - p.h.pad, tile.column * p.w.stride - p.w.pad);
+        stage_rows<T, kPiece>(tiles.row_copies, from, kThreads, [&](int32_t piece, const auto& values) {
           store_shared_words(to_source + piece * kPiece, values);
         });
       } else {

@@ -35,6 +35,8 @@ cuda::Conv2dAxis axis_of(const Conv2dShape& s, int i, bool transposed) {
           narrow(s.dilation[i])};
 }
 
+bool convolution_tf32() { return takes_tf32(at::Float32Op::CONV); }
+
 // The forward convolution, or its data gradient: `source` to `result`, of the layout of `result`.
 void run_direct(const Conv2dShape& s, const at::Tensor& input, const at::Tensor& weight,
                 const Conv2dEpilogue& epilogue, bool transposed, const at::Tensor& result) {
@@ -59,11 +61,10 @@ void run_direct(const Conv2dShape& s, const at::Tensor& input, const at::Tensor&
                                         axis_of(s, 0, transposed),
                                         axis_of(s, 1, transposed),
                                         last,
-                                        transposed};
+                                        transposed,
+                                        convolution_tf32()};
   C10_CUDA_CHECK(cuda::launch_conv2d_direct(params, s.dtype, current_stream()));
 }
-
-bool convolution_tf32() { return takes_tf32(at::Float32Op::CONV); }
 
 at::Tensor pixels_of(const at::Tensor& tensor) { return on_16_bytes(tensor, at::MemoryFormat::ChannelsLast); }
 

@@ -70,6 +70,11 @@ __device__ Vector<uint32_t, kQuad<T>> quad_of(const T (&value)[4]) {
 template <int N>
 using Sums = float[N][kPixelBlocks][4];
 
+// Of pixels, of a warp's.
+template <int kFrom, int kTo>
+struct Blocks {};
+constexpr Blocks<0, kPixelBlocks> kAll;
+
 // A lane's part of a tile of results.
 struct OwnResults {
   int32_t warp_pixel, t, row0, column0, row_phase, column_phase, images;
@@ -358,7 +363,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
     if (warp_pixel >= tile_pixels || first >= last) continue;
 
     Sums<N> sum = {};
-    const auto add_group = [&](int32_t b, int32_t trusted, Sums<N>& part) {
+    const auto add_group = [&]<int kFrom, int kTo>(int32_t b, int32_t trusted, Sums<N>& part,
+                                                   Blocks<kFrom, kTo>) {
       constexpr int kStepFragments = N * kProducts * kFragment;
       const auto fragments =
           weights + ((unit * tiles.groups_of_unit + b) * steps * kStepFragments + lane * 4);
@@ -373,7 +379,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
           for (int n = 0; n < 4; ++n) factor[i][n] = row.lane[n];
         }
 #pragma unroll
-        for (int j = 0; j < kPixelBlocks; ++j) {
+        for (int j = kFrom; j < kTo; ++j) {
           const auto quad = load_shared_at<kQuad<T>>(mine[j], bytes);
           const int32_t values = static_cast<int32_t>(entry.lane[1]);
           uint32_t value[kProducts][2];
@@ -393,28 +399,32 @@ __global__ void __launch_bounds__(kThreads, kResident)
       for (int32_t step = trusted; step < steps; ++step) multiply(step, false);
     };
     if constexpr (N > 1) {
-      add_group(0, full, sum);
+      add_group(0, full, sum, kAll);
     } else {
 #pragma unroll 1
       for (int32_t b = 0; b < tiles.groups_of_unit; ++b) {
-        add_group(b, tiles.groups_of_unit > 1 ? steps : full, sum);
+        add_group(b, tiles.groups_of_unit > 1 ? steps : full, sum, kAll);
       }
       float probe = 0;
 #pragma unroll
       for (int n = 0; n < 32; ++n) probe = fma(sum[0][n / 4][n % 4], 0.0f, probe);
-      // What is not finite may come from zero weights.
-      if (tiles.groups_of_unit > 1 && ballot(!(probe == 0)) != 0) {
+      const auto add_anew = [&]<int kFrom, int kTo>(Blocks<kFrom, kTo> blocks) {
 #pragma unroll 1
         for (int32_t b = 0; b < tiles.groups_of_unit; ++b) {
           Sums<N> part = {};
-          add_group(b, full, part);
+          add_group(b, full, part, blocks);
 #pragma unroll
-          for (int n = 0; n < 32; ++n) {
+          for (int n = 4 * kFrom; n < 4 * kTo; ++n) {
             const int32_t m = g * kOwn + n % 4 / 2 - b * p.result_channels;
             float& to = sum[0][n / 4][n % 4];
             to = m >= 0 && m < p.result_channels ? part[0][n / 4][n % 4] : to;
           }
         }
+      };
+      // What is not finite may come from zero weights. In halves, for which there are registers.
+      if (tiles.groups_of_unit > 1 && ballot(!(probe == 0)) != 0) {
+        add_anew(Blocks<0, kPixelBlocks / 2>{});
+        add_anew(Blocks<kPixelBlocks / 2, kPixelBlocks>{});
       }
     }
 

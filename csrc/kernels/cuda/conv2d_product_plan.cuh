@@ -1,13 +1,13 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <numeric>
 
 #include "conv2d_element.cuh"
 #include "conv2d_plan.h"
 #include "conv2d_staged_rows.cuh"
+#include "conv2d_wavefronts.h"
 #include "device.cuh"
 #include "device_limits.h"
 
@@ -28,6 +28,8 @@ template <typename T>
 constexpr int kQuadsAtOnce = 4 / kQuad<T>;
 template <typename T>
 constexpr int kStepProducts = sizeof(T) / 2;
+template <typename T>
+constexpr int kBanks = 32 / kQuad<T>;  // in which quads begin
 
 struct TileAxis {
   int32_t phases, results;  // results: of a phase
@@ -72,50 +74,6 @@ struct ProductPlan {
   unsigned threads = 0;
 };
 
-// Quads begin in as many banks, of which as many lanes of a warp read at once.
-template <typename T>
-constexpr int kBanks = 32 / kQuad<T>;
-
-// Wavefronts of shared memory that the first steps need, over the least. quad(i): where the i-th of a pixel
-// lies from its first, in quads; pixel(g): a lane's.
-template <typename T, typename Quad, typename Pixel>
-double wavefronts(int64_t quads, Quad&& quad, Pixel&& pixel) {
-  constexpr int64_t kSome = 12;
-  const int64_t steps = std::min((quads + 3) / 4, kSome);
-  int64_t needed = 0;
-  for (int64_t step = 0; step < steps; ++step) {
-    std::array<int64_t, kBanks<T>> met{};
-    std::array<int, kBanks<T>> depth{};
-    int most = 1;
-    for (int lane = 0; lane < kBanks<T>; ++lane) {
-      const int64_t i = 4 * step + lane % 4;
-      met[lane] = pixel(lane / 4) + (i < quads ? quad(i) : 0);
-      if (std::find(met.begin(), met.begin() + lane, met[lane]) != met.begin() + lane) continue;
-      most = std::max(most, ++depth[met[lane] % kBanks<T>]);
-    }
-    needed += most;
-  }
-  return double(needed) / double(steps);
-}
-
-// Of each remainder of what lies between rows, and between copies, by the banks.
-template <typename T>
-struct WavefrontTable {
-  double of[2][kBanks<T>][8];  // first for columns side by side, then in fours
-
-  // quad(i, row, copy) and pixel(column, copy), in quads, of which rows and copies have so many.
-  template <typename Quad, typename Pixel>
-  void fill(int64_t quads, int64_t rows, int64_t copies, Quad&& quad, Pixel&& pixel) {
-    constexpr int64_t kApart = 1 << 10, kFarApart = 1 << 20;  // so that no two rows or copies are one
-    for (int64_t i = 0; i < 2 * rows * copies; ++i) {
-      const int64_t row = i / 2 % rows, copy = i / 2 / rows;
-      of[i % 2][row][copy] = wavefronts<T>(
-          quads, [&](int64_t q) { return quad(q, kApart + row, kFarApart + copy); },
-          [&](int64_t g) { return pixel(i % 2 == 1 ? g / 2 * 4 + g % 2 : g, kFarApart + copy); });
-    }
-  }
-};
-
 // The tile of the fewest cycles, computed from sm_90's instructions; no blocks: none fits.
 template <typename T, int N>
 ProductPlan search_plan(const Conv2dDirectParams& p) {
@@ -138,7 +96,7 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
                        (quads % kOfPiece == 0 || quads == 1) && aligned(p.source, 16) &&
                        int64_t{p.groups} * p.source_channels % kVectorWidth<T> == 0;
   int64_t spans = 0, steps = 0;  // spans: quads of a row's taps
-  WavefrontTable<T> table;
+  WavefrontTable<kBanks<T>> table;
   const int64_t image = p.groups * std::max(int64_t{p.source_channels} * p.h.source * p.w.source,
                                             int64_t{p.result_channels} * p.h.result * p.w.result);
   ProductPlan best;
@@ -156,108 +114,103 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     // Fours of pixels of more channels would meet in the same banks.
     const bool fours = !p.channels_last || kFloats || t.position <= 4;
     const int32_t neighbours = common % 4 == 0 && fours ? 4 : common % 2 == 0 ? 2 : 1;
-    // Rows of neighbouring taps begin in different banks.
-    // Rows and copies begin where few lanes meet in a bank.
+    const auto weigh = [&](int64_t pitch, int64_t row, int64_t copy, double met) {
+      const int64_t plane = t.lie ? in_rows.copies * copy * 4 : images * source_rows * pitch * t.position;
+      const int64_t planes = t.lie ? in_rows.planes : (t.quads + 3) / 4;
+      // A pixel's groups, then its neighbours', are staged side by side: into different banks.
+      const int64_t apart = std::max<int64_t>(t.position, 32 / groups / t.position * t.position);
+      const int64_t group = planes * plane + (t.by_groups ? (apart - planes * plane) & 31 : 0);
+      const int64_t fragments = int64_t{t.units} * t.groups_of_unit * steps * N;
+      const int64_t bytes =
+          (steps * 4 * kEntry + fragments * kStepProducts<T> * kFragment + groups * group) * 4;
+      if (bytes > most_bytes) return;
+      const int64_t row_tiles = (t.h.results + rows - 1) / rows,
+                    column_tiles = (t.w.results + columns - 1) / columns;
+      const int64_t count = (p.batch + images - 1) / images * row_tiles * column_tiles;
+      const int64_t tiles_of_group = t.by_groups ? 1 : (units_of_group + t.units - 1) / t.units;
+      const int64_t unit_tiles =
+          t.by_groups ? (units_there + t.units - 1) / t.units : p.groups * tiles_of_group;
+      const int64_t sharers = unit_tiles * t.h.phases * t.w.phases;  // blocks of a slice
+      const int64_t resident = std::min<int64_t>(
+          {228 * 1024 / (bytes + 1024), 2048 / (32 * warps), kResident * kMaxWarps / warps});
+      const int64_t most_slices = std::clamp<int64_t>(limits.processors * resident / sharers, 1, count);
+      const int64_t turns = (count + most_slices - 1) / most_slices, slices = (count + turns - 1) / turns;
+      if (sharers > INT32_MAX / slices || count > INT32_MAX / 2) return;
+      const bool by_pieces = !t.lie && vectors && groups * p.source_channels % kVectorWidth<T> == 0;
+      // Cycles of the products, at half of the rate in TF32, of shared memory, and to issue instructions.
+      const double step = kFloats ? std::max({32.0 * N, 8.0 * (4 * met + N) + 1, (18 * N + 20) / 2.8})
+                                  : std::max({16.0 * N, 4.0 * (4 * met + N) + 1, (9 * N + 20) / 2.8});
+      const double main = warps * (t.groups_of_unit * steps * step + 60 + 40 * N);
+      // Pieces of a pixel shorter than a sector of 32 bytes are read in vain.
+      const int64_t piece =
+          p.channels_last && p.groups > 1 ? groups * p.source_channels * int64_t{sizeof(T)} : 64;
+      // Instructions of a quad; floats are rounded.
+      const double of_quad = by_pieces ? (kFloats ? 50 : 20) : (kFloats ? 65 : 50);
+      const double of_row = kFloats ? 52 + 12 * in_rows.copies : 60 + 6 * in_rows.copies;
+      const double in_vain = piece < 32 ? 2.5 : piece < 64 ? 1.3 : 1.0;
+      const double lines = double(images * source_rows);
+      const double staging = t.lie ? lines * row * in_rows.planes * of_row / 90
+                                   : lines * source_columns * groups * t.quads * of_quad * in_vain / 90;
+      const double weights = double(fragments) * ((kFloats ? 40 : 24) + 32.0 / steps) + 400;
+      const double of_block = weights + turns * (main + staging + 300);
+      const double blocks = double(sharers) * slices;
+      const double cost = std::ceil(blocks / limits.processors) * of_block * (1 + 4.0 / (resident * warps));
+      if (cost >= least_cost) return;
+      least_cost = cost;
+      best.tiles = t;
+      ProductTiles& b = best.tiles;
+      b.images = static_cast<int32_t>(images);
+      b.rows = static_cast<int32_t>(rows);
+      b.columns = static_cast<int32_t>(columns);
+      b.count = static_cast<int32_t>(count);
+      b.slices = static_cast<int32_t>(slices);
+      b.pitch = static_cast<int32_t>(pitch);
+      b.plane = static_cast<int32_t>(plane);
+      b.group = static_cast<int32_t>(group);
+      b.weights = static_cast<int32_t>(steps * 4 * kEntry);
+      b.source = static_cast<int32_t>(b.weights + fragments * kStepProducts<T> * kFragment);
+      b.unit_tiles = Divider<int32_t>(unit_tiles);
+      b.tiles_of_group = Divider<int32_t>(tiles_of_group);
+      b.row_tiles = Divider<int32_t>(row_tiles);
+      b.column_tiles = Divider<int32_t>(column_tiles);
+      b.result_rows = Divider<int32_t>(rows);
+      b.result_columns = Divider<int32_t>(columns);
+      b.source_rows = Divider<int32_t>(source_rows);
+      b.source_columns = Divider<int32_t>(source_columns);
+      b.staged = Divider<int32_t>(groups * t.quads / (by_pieces ? kOfPiece : 1));
+      b.quads_of_group = Divider<int32_t>(t.quads);
+      if (t.lie) b.row_copies = in_rows.staged(copy, row, images, source_rows);
+      b.by_pieces = by_pieces;
+      const int64_t size = int64_t{p.groups} * p.result_channels;
+      const int64_t run = t.by_groups ? int64_t{t.groups_of_unit} * p.result_channels : p.result_channels;
+      b.neighbours = neighbours;
+      b.second = t.quads == 1 ? b.group : kQuad<T>;
+      const int32_t stored = p.channels_last ? 2 * N : b.neighbours;
+      b.whole = (p.channels_last ? size % stored == 0 && run % stored == 0 : stored > 1) &&
+                aligned(p.result, sizeof(T) * stored) && aligned(p.residual, sizeof(T) * stored);
+      best.blocks = sharers * slices;
+      best.bytes = bytes;
+      best.threads = static_cast<unsigned>(32 * warps);
+    };
+    // Rows, and copies of them, of more elements than they need, as long as fewer lanes meet in a bank.
     const auto& conflicts = table.of[neighbours == 4 ? 1 : 0];
-    int64_t pitch = source_columns, row = 0, copy = 0;
     double met = INFINITY;
-    if (t.lie) {
-      const int64_t least_row = ((columns - 1) * in_rows.step / 4 + spans + kOfPiece - 1) / kOfPiece;
-      for (int64_t pieces = least_row; pieces < least_row + 8; ++pieces) {
-        for (int64_t own = images * source_rows * pieces, some = own; some < own + 8; ++some) {
-          if (conflicts[pieces % 8][some % 8] >= met) continue;
-          met = conflicts[pieces % 8][some % 8];
-          row = pieces;
-          copy = some;
-        }
+    if (!t.lie) {
+      for (int64_t pitch = source_columns; pitch < source_columns + kBanks<T>; ++pitch) {
+        const double meet = conflicts[pitch % kBanks<T>][0];
+        if (meet < met) weigh(pitch, 0, 0, met = meet);
       }
-      pitch = kOfPiece * row;
-    } else {
-      for (int64_t positions = source_columns; positions < source_columns + kBanks<T>; ++positions) {
-        if (conflicts[positions % kBanks<T>][0] >= met) continue;
-        met = conflicts[positions % kBanks<T>][0];
-        pitch = positions;
-      }
+      return;
     }
-    const int64_t plane = t.lie ? in_rows.copies * copy * 4 : images * source_rows * pitch * t.position;
-    const int64_t planes = t.lie ? in_rows.planes : (t.quads + 3) / 4;
-    // A pixel's groups, then its neighbours', are staged side by side: into different banks.
-    const int64_t apart = std::max<int64_t>(t.position, 32 / groups / t.position * t.position);
-    const int64_t group = planes * plane + (t.by_groups ? (apart - planes * plane) & 31 : 0);
-    const int64_t fragments = int64_t{t.units} * t.groups_of_unit * steps * N;
-    const int64_t bytes =
-        (steps * 4 * kEntry + fragments * kStepProducts<T> * kFragment + groups * group) * 4;
-    if (bytes > most_bytes) return;
-    const int64_t row_tiles = (t.h.results + rows - 1) / rows,
-                  column_tiles = (t.w.results + columns - 1) / columns;
-    const int64_t count = (p.batch + images - 1) / images * row_tiles * column_tiles;
-    const int64_t tiles_of_group = t.by_groups ? 1 : (units_of_group + t.units - 1) / t.units;
-    const int64_t unit_tiles =
-        t.by_groups ? (units_there + t.units - 1) / t.units : p.groups * tiles_of_group;
-    const int64_t sharers = unit_tiles * t.h.phases * t.w.phases;  // blocks of a slice
-    const int64_t resident =
-        std::min<int64_t>({228 * 1024 / (bytes + 1024), 2048 / (32 * warps), kResident * kMaxWarps / warps});
-    const int64_t most_slices = std::clamp<int64_t>(limits.processors * resident / sharers, 1, count);
-    const int64_t turns = (count + most_slices - 1) / most_slices, slices = (count + turns - 1) / turns;
-    if (sharers > INT32_MAX / slices || count > INT32_MAX / 2) return;
-    const bool by_pieces = !t.lie && vectors && groups * p.source_channels % kVectorWidth<T> == 0;
-    // Cycles of the products, at half of the rate in TF32, of shared memory, and to issue instructions.
-    const double step = kFloats ? std::max({32.0 * N, 8.0 * (4 * met + N) + 1, (18 * N + 20) / 2.8})
-                                : std::max({16.0 * N, 4.0 * (4 * met + N) + 1, (9 * N + 20) / 2.8});
-    const double main = warps * (t.groups_of_unit * steps * step + 60 + 40 * N);
-    // Pieces of a pixel shorter than a sector of 32 bytes are read in vain.
-    const int64_t piece =
-        p.channels_last && p.groups > 1 ? groups * p.source_channels * int64_t{sizeof(T)} : 64;
-    // Instructions of a quad; floats are rounded.
-    const double of_quad = by_pieces ? (kFloats ? 50 : 20) : (kFloats ? 65 : 50);
-    const double of_row = kFloats ? 52 + 12 * in_rows.copies : 60 + 6 * in_rows.copies;
-    const double staging = t.lie
-                               ? double(images * source_rows * row) * in_rows.planes * of_row / 90
-                               : double(images * source_rows * source_columns) * groups * t.quads * of_quad *
-                                     (piece < 32   ? 2.5
-                                      : piece < 64 ? 1.3
-                                                   : 1.0) /
-                                     90;
-    const double weights = double(fragments) * ((kFloats ? 40 : 24) + 32.0 / steps) + 400;
-    const double of_block = weights + turns * (main + staging + 300);
-    const double blocks = double(sharers) * slices;
-    const double cost = std::ceil(blocks / limits.processors) * of_block * (1 + 4.0 / (resident * warps));
-    if (cost >= least_cost) return;
-    least_cost = cost;
-    best.tiles = t;
-    ProductTiles& b = best.tiles;
-    b.images = static_cast<int32_t>(images);
-    b.rows = static_cast<int32_t>(rows);
-    b.columns = static_cast<int32_t>(columns);
-    b.count = static_cast<int32_t>(count);
-    b.slices = static_cast<int32_t>(slices);
-    b.pitch = static_cast<int32_t>(pitch);
-    b.plane = static_cast<int32_t>(plane);
-    b.group = static_cast<int32_t>(group);
-    b.weights = static_cast<int32_t>(steps * 4 * kEntry);
-    b.source = static_cast<int32_t>(b.weights + fragments * kStepProducts<T> * kFragment);
-    b.unit_tiles = Divider<int32_t>(unit_tiles);
-    b.tiles_of_group = Divider<int32_t>(tiles_of_group);
-    b.row_tiles = Divider<int32_t>(row_tiles);
-    b.column_tiles = Divider<int32_t>(column_tiles);
-    b.result_rows = Divider<int32_t>(rows);
-    b.result_columns = Divider<int32_t>(columns);
-    b.source_rows = Divider<int32_t>(source_rows);
-    b.source_columns = Divider<int32_t>(source_columns);
-    b.staged = Divider<int32_t>(groups * t.quads / (by_pieces ? kOfPiece : 1));
-    b.quads_of_group = Divider<int32_t>(t.quads);
-    if (t.lie) b.row_copies = in_rows.staged(copy, row, images, source_rows);
-    b.by_pieces = by_pieces;
-    const int64_t size = int64_t{p.groups} * p.result_channels;
-    const int64_t run = t.by_groups ? int64_t{t.groups_of_unit} * p.result_channels : p.result_channels;
-    b.neighbours = neighbours;
-    b.second = t.quads == 1 ? b.group : kQuad<T>;
-    const int32_t stored = p.channels_last ? 2 * N : b.neighbours;
-    b.whole = (p.channels_last ? size % stored == 0 && run % stored == 0 : stored > 1) &&
-              aligned(p.result, sizeof(T) * stored) && aligned(p.residual, sizeof(T) * stored);
-    best.blocks = sharers * slices;
-    best.bytes = bytes;
-    best.threads = static_cast<unsigned>(32 * warps);
+    const int64_t least_row = ((columns - 1) * in_rows.step / 4 + spans + kOfPiece - 1) / kOfPiece;
+    for (int64_t row = least_row; row < least_row + 8; ++row) {
+      int64_t copy = images * source_rows * row;
+      for (int64_t other = copy + 1; other < images * source_rows * row + 8; ++other) {
+        if (conflicts[row % 8][other % 8] < conflicts[row % 8][copy % 8]) copy = other;
+      }
+      const double meet = conflicts[row % 8][copy % 8];
+      if (meet < met) weigh(kOfPiece * row, row, copy, met = meet);
+    }
   };
   for (const bool lie : {false, true}) {
     if (lie && (p.transposed || t.by_groups || !in_rows.lie)) continue;

@@ -37,8 +37,8 @@ inline bool cuda_direct_wins(const Conv2dShape& s, Conv2dPass pass) {
   const int64_t most_weights = int64_t{1} << (s.tf32 ? 14 : first ? 16 : 15);
   const bool products = (halves || s.tf32) && channels * results * s.kernel_h * s.kernel_w <= most_weights;
   if (s.groups > 1) return std::max(channels, results) <= (products ? 32 : 8);
-  // The fragments of a dense layer's data gradient have its few channels as rows.
-  if ((halves || s.tf32) && pass == Conv2dPass::kGradInput && results > 32) return false;
+  // A dense layer's data gradient has few channels as rows of fragments, or a thread's, for many products.
+  if (pass == Conv2dPass::kGradInput && results > 32) return false;
   // Else on the float units, 35 TFLOP/s by computation, where cuDNN's tensor cores have 200 in TF32: unless
   // the result's bytes take as long, or a few microseconds are all.
   const int64_t terms = channels * s.kernel_h * s.kernel_w;

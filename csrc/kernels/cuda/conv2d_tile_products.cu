@@ -11,8 +11,8 @@
 // keeps the weights of some units of result channels in shared memory, in the order of fragments, and goes
 // through tiles of source pixels. The products sum over quads, four values that lie side by side in shared
 // memory: four neighbours of a row as it lies in memory (conv2d_staged_rows.cuh), which its taps meet; of
-// groups that share fragments, odd rows and data gradients, four channels at a tap, or, of one or two
-// channels, neighbouring taps of a row, staged once for each. A lane of a fragment takes a quad by one
+// groups that share fragments, odd rows of 16 bits and data gradients, four channels at a tap, or, of one or
+// two channels, neighbouring taps of a row, staged once for each. A lane of a fragment takes a quad by one
 // access. Groups of few channels share a fragment, with zero weights for the channels of the others: what is
 // not finite there is computed anew, group by group.
 //
@@ -70,7 +70,7 @@ __device__ Vector<uint32_t, kQuad<T>> quad_of(const T (&value)[4]) {
 template <int N>
 using Sums = float[N][kPixelBlocks][4];
 
-// Of pixels, of a warp's.
+// Some of a warp's blocks of pixels.
 template <int kFrom, int kTo>
 struct Blocks {};
 constexpr Blocks<0, kPixelBlocks> kAll;
@@ -334,10 +334,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
         const bool inside = row_inside && w >= 0 && w < p.w.source;
         const auto piece = reinterpret_cast<const uint32_t*>(inside ? images + from : images);
         if constexpr (kOfPiece == 1) {
-          auto quad_words = inside ? load<4>(piece) : Vector<uint32_t, 4>{};
-#pragma unroll
-          for (int e = 0; e < 4; ++e) quad_words.lane[e] = round_to_tf32(quad_words.lane[e]);
-          store_shared_words(to, quad_words);
+          const auto four = inside ? load<4>(images + from) : Vector<T, 4>{};
+          store_shared_words(to, quad_of(four.lane));
         } else if (tiles.second == kQuad<T>) {
           copy_async_16(to, piece, inside);
         } else {

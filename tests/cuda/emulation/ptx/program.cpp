@@ -127,27 +127,27 @@ class Decoder {
     std::string text;  // of global memory
   };
 
-  // ".shared .align 16 .b8 name[512]", ".extern .shared .align 16 .b8 name[]", ".global .align 1 .b8 name[2]
-  // = {65, 0}"
+  // ".shared .align 16 .b8 name[512]", ".shared .align 4 .u32 name", ".extern .shared .align 16 .b8 name[]",
+  // ".global .align 1 .b8 name[2] = {65, 0}"
   void variable(const std::string& line) {
     Array array;
     array.shared = line.find(".shared") != std::string::npos;
     array.dynamic = line.find(".extern") != std::string::npos;
     const size_t align = line.find(".align "), bracket = line.find('[');
-    if (align == std::string::npos || bracket == std::string::npos) fail(line);
+    if (align == std::string::npos || (array.dynamic && bracket == std::string::npos)) fail(line);
     array.align = std::stoul(line.substr(align + 7));
-    const size_t begin = line.find_last_of(" \t", bracket) + 1;
+    const size_t end = std::min(bracket, line.size()), begin = line.find_last_of(" \t", end) + 1;
     if (!array.dynamic) {
       const std::string type = trimmed(line.substr(0, begin));
       const int width = width_of(type.substr(type.find_last_of('.') + 1));
-      array.bytes = std::stoul(line.substr(bracket + 1)) * width;
+      array.bytes = (bracket < line.size() ? std::stoul(line.substr(bracket + 1)) : 1) * width;
     }
     if (const size_t list = line.find('{'); list != std::string::npos) {
       for (const std::string& byte : split(line.substr(list + 1), ',')) {
         array.text += static_cast<char>(std::stoi(byte));
       }
     }
-    arrays_[line.substr(begin, bracket - begin)] = array;
+    arrays_[line.substr(begin, end - begin)] = array;
   }
 
   void declare(const std::string& text) {  // ".reg .b32 %r<5>" or names

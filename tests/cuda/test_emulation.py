@@ -273,3 +273,17 @@ def test_counts_costs_of_accesses(tmp_path, library, ptx):
     assert {memory for _, memory, *_ in rows} == {"global", "shared"}
     for _, _, times, needed, least, _ in rows:
         assert 0 < int(times) <= int(least) <= int(needed) <= 32 * int(times)
+
+
+def test_quads_are_read_from_different_banks(tmp_path, library, ptx):
+    """As planned: by lanes at neighbouring pixels and taps, of which some lie in rows of the next pixels."""
+    file = tmp_path / "counts.tsv"
+    test = "cuda/launches_conv2d_products.py::test_direct_convolution_on_tensor_cores"
+    names = [f"{test}[groups of {n}-torch.bfloat16]" for n in (4, 16)]
+    on_emulated_gpu(library, "-n", "0", *names, D2LFAST_EMULATED_COUNTS=str(file), **ptx)
+    rows = [line.split("\t", 5) for line in file.read_text().splitlines()]
+    reads = [
+        row for row in rows if "tile_products" in row[0] and row[1] == "shared" and row[5].startswith("ld")
+    ]
+    assert len({kernel for kernel, *_ in reads}) == 2
+    assert sum(int(row[3]) for row in reads) <= 1.2 * sum(int(row[4]) for row in reads)

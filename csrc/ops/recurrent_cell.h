@@ -8,6 +8,7 @@
 
 #include "../kernels/recurrent.h"
 #include "dtype.h"
+#include "optional_tensor.h"
 
 // The recurrent cells of every device. The matrix products are the vendor's (at::mm, at::addmm); biases,
 // gates and state are one pointwise pass, which is a device's own.
@@ -62,21 +63,12 @@ inline CellShape check_cell(const Tensor& input, const Tensor& hx, const Tensor&
   check_factors(hx, w_hh);
   check_factors(input, w_hh);
   for (const Optional* bias : {&b_ih, &b_hh}) {
-    if (!bias->has_value() || !(*bias)->defined()) continue;
+    if (!given(*bias)) continue;
     TORCH_CHECK((*bias)->dim() == 1 && (*bias)->size(0) == shape.gates, "expected biases of ", shape.gates,
                 " elements, but got a bias of size ", (*bias)->sizes());
     check_factors(input, **bias);
   }
   return shape;
-}
-
-// Contiguous owner of an optional vector.
-inline Tensor contiguous_or_none(const Optional& tensor) {
-  return tensor.has_value() && tensor->defined() ? tensor->contiguous() : Tensor();
-}
-
-inline const void* data_or_null(const Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
 inline Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }

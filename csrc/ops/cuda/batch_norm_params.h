@@ -12,14 +12,6 @@
 
 namespace d2lfast::ops {
 
-inline at::Tensor contiguous_or_none(const std::optional<at::Tensor>& tensor) {
-  return given(tensor) ? tensor->contiguous() : at::Tensor();
-}
-
-inline const void* data_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
-}
-
 inline cuda::BatchNormParams batch_norm_shape(const at::Tensor& input, at::MemoryFormat format) {
   cuda::BatchNormParams p{};
   p.batch = input.size(0);

@@ -144,15 +144,14 @@ def kernels() -> str:
     toolkit = find_toolkit()
     assert toolkit is not None
     rows: dict[tuple[str, str], list[cuda_compile.Kernel]] = {}
-    for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
-        arch = "sm_90a" if cuda_compile.has_warpgroups(source) else "sm_90"
-        stamp = f"{source.stem}.{arch}.json" if arch == "sm_90a" else f"{source.stem}.json"
-        log = json.loads((cuda_compile.OUT / stamp).read_text())["log"]
+    for unit in cuda_compile.kernel_units(toolkit):
+        arch = "sm_90a" if cuda_compile.has_warpgroups(unit.source) else "sm_90"
+        log = json.loads(unit.target.with_suffix(".json").read_text())["log"]
         found = [kernel for kernel in cuda_compile.parse_ptxas(log) if kernel.arch == arch]
         names = cuda_compile.demangle([kernel.name for kernel in found], toolkit)
         for kernel, name in zip(found, names):
             short = re.sub(r"<.*", "", cuda_compile.shorten(name))
-            rows.setdefault((source.stem, short), []).append(kernel)
+            rows.setdefault((unit.source.stem, short), []).append(kernel)
     lines = ["| file | kernel | variants | registers | static shared bytes | spilled bytes |"]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
     for (file, name), variants in rows.items():

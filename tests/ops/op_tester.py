@@ -43,6 +43,10 @@ def naming(case):
     return named
 
 
+def detached(args):
+    return tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(args))
+
+
 def bitwise_equal(a, b):
     for x, y in zip(a.outputs, b.outputs, strict=True):
         assert x.dtype == y.dtype
@@ -226,16 +230,14 @@ class OpTester:
             if func is self.entry.overload() or func in seen:
                 continue
             seen.add(func)
-            args = tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(args))
-            torch.library.opcheck(func, args, kwargs)
+            torch.library.opcheck(func, detached(args), kwargs)
         assert seen, "no internal operator ran"
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_fake_results(self, small_case, dtype):
         """What compilation believes of each operator's results, the internal ones included, is so."""
         for func, args, kwargs in self.recorded(small_case.replace(dtype=dtype)):
-            args = tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tuple(args))
-            torch.library.opcheck(func, args, kwargs, test_utils="test_faketensor")
+            torch.library.opcheck(func, detached(args), kwargs, test_utils="test_faketensor")
 
     def test_autocast(self, small_case):
         """Under bfloat16 autocast: torch's dtypes, and gradients in the dtype of the leaves."""

@@ -114,44 +114,45 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     // Fours of pixels of more channels would meet in the same banks.
     const bool fours = !p.channels_last || kFloats || t.position <= 4;
     const int32_t neighbours = common % 4 == 0 && fours ? 4 : common % 2 == 0 ? 2 : 1;
+    const int64_t planes = t.lie ? in_rows.planes : (t.quads + 3) / 4;
+    const int64_t fragments = int64_t{t.units} * t.groups_of_unit * steps * N;
+    const int64_t row_tiles = (t.h.results + rows - 1) / rows,
+                  column_tiles = (t.w.results + columns - 1) / columns;
+    const int64_t count = (p.batch + images - 1) / images * row_tiles * column_tiles;
+    const int64_t tiles_of_group = t.by_groups ? 1 : (units_of_group + t.units - 1) / t.units;
+    const int64_t unit_tiles =
+        t.by_groups ? (units_there + t.units - 1) / t.units : p.groups * tiles_of_group;
+    const int64_t sharers = unit_tiles * t.h.phases * t.w.phases;  // blocks of a slice
+    const bool by_pieces = !t.lie && vectors && groups * p.source_channels % kVectorWidth<T> == 0;
+    // Pieces of a pixel shorter than a sector of 32 bytes are read in vain.
+    const int64_t piece =
+        p.channels_last && p.groups > 1 ? groups * p.source_channels * int64_t{sizeof(T)} : 64;
+    const double in_vain = piece < 32 ? 2.5 : piece < 64 ? 1.3 : 1.0;
+    // Instructions of a quad; floats are rounded.
+    const double of_quad = by_pieces ? (kFloats ? 50 : 20) : (kFloats ? 65 : 50);
+    const double of_row = kFloats ? 52 + 12 * in_rows.copies : 60 + 6 * in_rows.copies;
+    const double lines = double(images * source_rows);
+    const double weights = double(fragments) * ((kFloats ? 40 : 24) + 32.0 / steps) + 400;
+    // For rows and copies so far apart, of whose quads lanes meet in a bank so often.
     const auto weigh = [&](int64_t pitch, int64_t row, int64_t copy, double met) {
       const int64_t plane = t.lie ? in_rows.copies * copy * 4 : images * source_rows * pitch * t.position;
-      const int64_t planes = t.lie ? in_rows.planes : (t.quads + 3) / 4;
       // A pixel's groups, then its neighbours', are staged side by side: into different banks.
       const int64_t apart = std::max<int64_t>(t.position, 32 / groups / t.position * t.position);
       const int64_t group = planes * plane + (t.by_groups ? (apart - planes * plane) & 31 : 0);
-      const int64_t fragments = int64_t{t.units} * t.groups_of_unit * steps * N;
       const int64_t bytes =
           (steps * 4 * kEntry + fragments * kStepProducts<T> * kFragment + groups * group) * 4;
       if (bytes > most_bytes) return;
-      const int64_t row_tiles = (t.h.results + rows - 1) / rows,
-                    column_tiles = (t.w.results + columns - 1) / columns;
-      const int64_t count = (p.batch + images - 1) / images * row_tiles * column_tiles;
-      const int64_t tiles_of_group = t.by_groups ? 1 : (units_of_group + t.units - 1) / t.units;
-      const int64_t unit_tiles =
-          t.by_groups ? (units_there + t.units - 1) / t.units : p.groups * tiles_of_group;
-      const int64_t sharers = unit_tiles * t.h.phases * t.w.phases;  // blocks of a slice
       const int64_t resident = std::min<int64_t>(
           {228 * 1024 / (bytes + 1024), 2048 / (32 * warps), kResident * kMaxWarps / warps});
       const int64_t most_slices = std::clamp<int64_t>(limits.processors * resident / sharers, 1, count);
       const int64_t turns = (count + most_slices - 1) / most_slices, slices = (count + turns - 1) / turns;
       if (sharers > INT32_MAX / slices || count > INT32_MAX / 2) return;
-      const bool by_pieces = !t.lie && vectors && groups * p.source_channels % kVectorWidth<T> == 0;
       // Cycles of the products, at half of the rate in TF32, of shared memory, and to issue instructions.
       const double step = kFloats ? std::max({32.0 * N, 8.0 * (4 * met + N) + 1, (18 * N + 20) / 2.8})
                                   : std::max({16.0 * N, 4.0 * (4 * met + N) + 1, (9 * N + 20) / 2.8});
       const double main = warps * (t.groups_of_unit * steps * step + 60 + 40 * N);
-      // Pieces of a pixel shorter than a sector of 32 bytes are read in vain.
-      const int64_t piece =
-          p.channels_last && p.groups > 1 ? groups * p.source_channels * int64_t{sizeof(T)} : 64;
-      // Instructions of a quad; floats are rounded.
-      const double of_quad = by_pieces ? (kFloats ? 50 : 20) : (kFloats ? 65 : 50);
-      const double of_row = kFloats ? 52 + 12 * in_rows.copies : 60 + 6 * in_rows.copies;
-      const double in_vain = piece < 32 ? 2.5 : piece < 64 ? 1.3 : 1.0;
-      const double lines = double(images * source_rows);
       const double staging = t.lie ? lines * row * in_rows.planes * of_row / 90
                                    : lines * source_columns * groups * t.quads * of_quad * in_vain / 90;
-      const double weights = double(fragments) * ((kFloats ? 40 : 24) + 32.0 / steps) + 400;
       const double of_block = weights + turns * (main + staging + 300);
       const double blocks = double(sharers) * slices;
       const double cost = std::ceil(blocks / limits.processors) * of_block * (1 + 4.0 / (resident * warps));

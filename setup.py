@@ -197,7 +197,7 @@ def extension(torch):
     macros = []
     if cuda:
         files += sources("csrc/ops/cuda/*.cpp", "csrc/kernels/cuda/*.cu")
-        flags["nvcc"] = cuda_toolkit.NVCC_FLAGS
+        flags["nvcc"] = [*cuda_toolkit.NVCC_FLAGS, "-lineinfo"]
         macros += [("D2LFAST_WITH_CUDA", None)]
         if cuda_toolkit.has_sm90a(os.environ.get("TORCH_CUDA_ARCH_LIST", "")):
             macros += [("D2LFAST_SM90A", None)]

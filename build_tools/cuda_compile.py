@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class Unit:
     target: Path
     command: list[str]
     phase: str = "-c"
+    keeps: Path | None = None  # where the PTX goes that nvcc makes on its way
 
     def __str__(self) -> str:
         return f"{self.source.relative_to(ROOT)} -> {self.target.relative_to(ROOT)}"
@@ -111,7 +113,7 @@ def has_warpgroups(source: Path) -> bool:
 
 
 def kernel_units(toolkit: Toolkit) -> list[Unit]:
-    """One unit per kernel file, and one for sm_90a, with the flags that BuildExtension and setup.py pass.
+    """One unit per kernel file, and one for sm_90a, with the flags of setup.py but those for profilers.
 
     One call for the other architectures compiles a file's host side once.
     """
@@ -131,7 +133,8 @@ def kernel_units(toolkit: Toolkit) -> list[Unit]:
         for kind, codes in kinds.items():
             if kind and not has_warpgroups(source):
                 continue
-            units.append(Unit(source, OUT / f"{source.stem}{kind}.o", [str(toolkit.nvcc), *flags, *codes]))
+            target, command = OUT / f"{source.stem}{kind}.o", [str(toolkit.nvcc), *flags, *codes]
+            units.append(Unit(source, target, command, keeps=OUT / "ptx" / f"{source.stem}{kind}"))
     return units
 
 
@@ -154,12 +157,14 @@ def dependencies(depfile: Path) -> list[str]:
     return [name.replace("\\ ", " ") for name in re.findall(r"(?:\\ |\S)+", text.split(": ", 1)[1])]
 
 
-def stored_log(unit: Unit, stamp: Path, facts: dict) -> str | None:
+def stored_log(unit: Unit, facts: dict) -> str | None:
     """The compiler's output of the last compilation if it is still valid."""
     try:
-        old = json.loads(stamp.read_text())
+        old = json.loads(unit.target.with_suffix(".json").read_text())
         made = unit.target.stat().st_mtime_ns
-        if old["facts"] == facts and all(os.stat(name).st_mtime_ns <= made for name in old["dependencies"]):
+        if old["facts"] == {**facts, "command": unit.command} and all(
+            os.stat(name).st_mtime_ns <= made for name in old["dependencies"]
+        ):
             return old["log"]
     except (OSError, ValueError, KeyError):
         pass
@@ -168,22 +173,34 @@ def stored_log(unit: Unit, stamp: Path, facts: dict) -> str | None:
 
 def compile_unit(unit: Unit, facts: dict) -> tuple[bool, str]:
     """Whether the unit compiled, and the compiler's output."""
-    facts = {**facts, "command": unit.command}
-    stamp = unit.target.with_suffix(".json")
-    log = stored_log(unit, stamp, facts)
+    log = stored_log(unit, facts)
     if log is not None:
         return True, log
+    facts = {**facts, "command": unit.command}
+    stamp = unit.target.with_suffix(".json")
     stamp.unlink(missing_ok=True)
     depfile = unit.target.with_suffix(".d")
     files = ["-MF", str(depfile), unit.phase, str(unit.source), "-o", str(unit.target)]
     command = [*unit.command, "-MD", *files]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        if unit.keeps:
+            command += ["--keep", "--keep-dir", folder]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if unit.keeps:
+            unit.keeps.mkdir(parents=True, exist_ok=True)
+            for made in Path(folder).glob("*.ptx"):
+                shutil.move(made, unit.keeps / made.name)
     log = run.stdout + run.stderr
     if run.returncode == 0:
         kept = {"facts": facts, "dependencies": dependencies(depfile), "log": log}
         stamp.write_text(json.dumps(kept))
         print(f"compiled {unit}", flush=True)
     return run.returncode == 0, log
+
+
+def facts_of(toolkit: Toolkit) -> dict:
+    """Beside the command, what the units depend on."""
+    return {"torch": torch.__version__, "cuda": list(toolkit.version)}
 
 
 def symbols(objects: list[Path], kind: str) -> set[str]:
@@ -227,7 +244,7 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     glue = glue_units(toolkit)
     units = kernel_units(toolkit) + glue
-    facts = {"torch": torch.__version__, "cuda": list(toolkit.version)}
+    facts = facts_of(toolkit)
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         results = list(pool.map(lambda unit: compile_unit(unit, facts), units))
     failed = False

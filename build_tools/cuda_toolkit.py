@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEAST_CAPABILITY = (8, 0)  # ptxas refuses cp.async and products of bfloat16 for less
-NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
 
 
 class Toolkit(NamedTuple):

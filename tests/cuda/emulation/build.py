@@ -2,13 +2,15 @@
 
 Prints the library's path. Loading it replaces d2lfast's CPU operators in that process, and tensors come from
 fenced memory. Where there is an nvcc, the kernels' PTX comes to the folder `ptx` beside the library, which
-runs it if D2LFAST_EMULATED_PTX names the folder. What is up to date is not compiled again.
+runs it if D2LFAST_EMULATED_PTX names the folder; from `make cuda-compile`, if that is up to date. What is up
+to date is not compiled again.
 """
 
 import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +27,7 @@ ARCH = os.environ.get("D2LFAST_EMULATED_ARCH", "90")  # of the PTX
 sys.path.insert(0, str(ROOT / "build_tools"))
 
 import cuda_compile  # noqa: E402
-from cuda_toolkit import NVCC_FLAGS, find_toolkit  # noqa: E402
+from cuda_toolkit import NVCC_FLAGS, Toolkit, find_toolkit  # noqa: E402
 
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-g1"]
 FLAGS += ["-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-attributes", "-Wno-clobbered"]
@@ -62,17 +64,27 @@ def units() -> list[cuda_compile.Unit]:
     return made
 
 
-def ptx_units() -> list[cuda_compile.Unit]:
-    """Calls of nvcc with the flags of a build; none without nvcc."""
-    toolkit = find_toolkit()
-    if toolkit is None:
-        return []
-    flags = [flag for flag in (*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS) if flag != "-lineinfo"]
+def kept_ptx(toolkit: Toolkit) -> dict[Path, Path]:
+    """By source, the PTX of this architecture that `make cuda-compile` kept, where it is up to date."""
+    facts = cuda_compile.facts_of(toolkit)
+    kept = {}
+    for unit in cuda_compile.kernel_units(toolkit):
+        source = unit.source
+        # A call for one architecture does not name it.
+        alone = ARCH == "90" and cuda_compile.has_warpgroups(source)
+        made = unit.keeps / (f"{source.stem}.ptx" if alone else f"{source.stem}.compute_{ARCH}.ptx")
+        if made.exists() and cuda_compile.stored_log(unit, facts) is not None:
+            kept[source] = made
+    return kept
+
+
+def ptx_units(toolkit: Toolkit) -> list[cuda_compile.Unit]:
+    """Calls of nvcc with the flags of a build."""
     made = []
     for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
         of_warpgroups = ARCH == "90" and cuda_compile.has_warpgroups(source)
         arch = ["-arch=compute_90a", "-DD2LFAST_SM90A"] if of_warpgroups else [f"-arch=compute_{ARCH}"]
-        command = [str(toolkit.nvcc), *flags, *arch]
+        command = [str(toolkit.nvcc), *cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, *arch]
         made.append(cuda_compile.Unit(source, PTX / f"{source.stem}.ptx", command, "-ptx"))
     return made
 
@@ -82,13 +94,22 @@ def build() -> Path:
     PTX.mkdir(parents=True, exist_ok=True)
     facts = {"torch": torch.__version__}
     objects = units()
-    calls = [*objects, *ptx_units()]
+    calls = list(objects)
+    toolkit = find_toolkit()
+    programs = ptx_units(toolkit) if toolkit else []
+    kept = kept_ptx(toolkit) if toolkit else {}
+    for unit in programs:
+        if unit.source in kept:
+            unit.target.with_suffix(".json").unlink(missing_ok=True)
+            shutil.copyfile(kept[unit.source], unit.target)
+        else:
+            calls.append(unit)
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         results = list(pool.map(lambda unit: cuda_compile.compile_unit(unit, facts), calls))
     for unit, (compiled, log) in zip(calls, results):
         if not compiled:
             raise RuntimeError(f"{unit} failed:\n{log}")
-    for old in set(PTX.glob("*.ptx")) - {unit.target for unit in calls}:
+    for old in set(PTX.glob("*.ptx")) - {unit.target for unit in programs}:
         old.unlink()
     library, symbols = OUT / "emulated_cuda.so", PTX / "symbols"
     objects = [str(unit.target) for unit in objects]

@@ -43,6 +43,7 @@ struct ProductTiles {
   int32_t count, slices;                  // tiles, and blocks that share them
   int32_t units, groups_of_unit;          // units of a block
   int32_t span, quads;                    // taps of a quad, quads of a tap
+  int32_t tap_bits;                       // value v of a quad is of tap v >> tap_bits, a channel by the rest
   int32_t position, pitch, plane, group;  // words of a source position, plane, group; positions of a row
   int32_t weights, source;                // where they begin, in words
   int32_t second;                         // words from the first quad of a pair to the second
@@ -217,6 +218,7 @@ ProductPlan search_plan(const Conv2dDirectParams& p) {
     if (lie && (p.transposed || t.by_groups || !in_rows.lie)) continue;
     t.lie = lie;
     t.span = lie || p.source_channels > 2 ? 1 : 4 / p.source_channels;
+    t.tap_bits = t.span == 1 ? 2 : p.source_channels - 1;
     t.quads = lie ? 1 : quads;
     t.position = kQuad<T> * std::min(t.quads, 4);
     spans = lie ? (p.w.kernel * in_rows.beside + 3) / 4 : (t.w.taps + t.span - 1) / t.span;

@@ -80,13 +80,17 @@ __device__ RowsInMemory rows_in_memory(const Params& p, const StagedRows& rows, 
 }
 
 // Calls with each piece and its place, in pieces.
-template <typename T, int kCopies, int kShift, typename Store>
+template <typename T, int kCopies, int kShift, int kAhead, typename Store>
 __device__ __forceinline__ void stage_copies(const StagedRows& rows, const RowsInMemory& from,
                                              int32_t threads, Store&& store) {
   constexpr int kOfWord = 4 / sizeof(T), kWords = 4 + ((kCopies - 1) * kShift + kOfWord - 1) / kOfWord;
   const int32_t count = rows.planes * rows.lines.divisor * rows.pieces.divisor;
   const uint32_t even_or_odd = from.left % 2 == 0 ? 0x3210 : 0x5432;
-  for (int32_t i = threadIdx.x; i < count; i += threads) {
+  struct Words {
+    uint32_t word[kWords + 1];
+    int32_t to;
+  };
+  const auto load_words = [&](int32_t i) {
     int32_t plane = i;
     const int32_t piece = take_remainder(plane, rows.pieces);
     const int32_t line = take_remainder(plane, rows.lines);
@@ -99,16 +103,21 @@ __device__ __forceinline__ void stage_copies(const StagedRows& rows, const RowsI
     const bool inside = is_below(h, from.height) && image < from.images;
     const uint32_t* words =
         from.first + ((image * from.planes + plane) * from.height * from.words + h * from.words + w);
-    uint32_t word[kWords + 1];
+    Words loaded;
 #pragma unroll
     for (int n = 0; n < kWords + kOfWord - 1; ++n) {
-      word[n] = inside && is_below(w + n, from.words) ? words[n] : 0;
+      loaded.word[n] = inside && is_below(w + n, from.words) ? words[n] : 0;
     }
+    loaded.to = plane * rows.plane + line * rows.pieces.divisor + piece;
+    return loaded;
+  };
+  load_ahead<kAhead>(threadIdx.x, count, threads, load_words, [&](Words& loaded) {
+    auto& word = loaded.word;
 #pragma unroll
     for (int n = 0; n < kWords; ++n) {
       word[n] = kOfWord == 2 ? permuted_bytes(word[n], word[n + 1], even_or_odd) : round_to_tf32(word[n]);
     }
-    int32_t to = plane * rows.plane + line * rows.pieces.divisor + piece;
+    int32_t to = loaded.to;
 #pragma unroll
     for (int copy = 0; copy < kCopies; ++copy) {
       Vector<uint32_t, 4> staged;
@@ -121,19 +130,19 @@ __device__ __forceinline__ void stage_copies(const StagedRows& rows, const RowsI
       store(to, staged);
       to += rows.copy;
     }
-  }
+  });
 }
 
-template <typename T, int kUnit, typename Store>
+template <typename T, int kUnit, int kAhead, typename Store>
 __device__ __forceinline__ void stage_rows(const StagedRows& rows, const RowsInMemory& from, int32_t threads,
                                            Store&& store) {
   switch (rows.shift.divisor) {
     case 1:
-      return stage_copies<T, kUnit, 1>(rows, from, threads, store);
+      return stage_copies<T, kUnit, 1, kAhead>(rows, from, threads, store);
     case 2:
-      return stage_copies<T, kUnit / 2, 2>(rows, from, threads, store);
+      return stage_copies<T, kUnit / 2, 2, kAhead>(rows, from, threads, store);
     default:
-      return stage_copies<T, kUnit / 4, 4>(rows, from, threads, store);
+      return stage_copies<T, kUnit / 4, 4, kAhead>(rows, from, threads, store);
   }
 }
 

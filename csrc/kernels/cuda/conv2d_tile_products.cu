@@ -148,6 +148,85 @@ struct OwnResults {
   }
 };
 
+// The quads of a tile's source, from this image, row and column on; those that are not copied are gathered,
+// by fours, so that loads are under way.
+template <typename T, bool kLast>
+__device__ __forceinline__ void stage_quads(const Conv2dDirectParams& p, const ProductTiles& tiles,
+                                            const T* images, int32_t images_left, int32_t group0, int32_t top,
+                                            int32_t left, int32_t threads, SharedPointer<uint32_t> source) {
+  constexpr int kOfPiece = kQuadsAtOnce<T>, kAhead = 4;
+  const auto first = static_cast<int32_t>(threadIdx.x);
+  const int32_t shift = tiles.tap_bits, low = (1 << shift) - 1;
+  const int32_t source_width = p.groups * p.source_channels, source_pixels = p.h.source * p.w.source;
+  const int32_t next_tap = tiles.w.distance * (kLast ? source_width : 1);
+  const int32_t next_channel = kLast ? 1 : source_pixels;
+  const bool by_pieces = kLast && tiles.by_pieces;
+  struct Staged {
+    SharedPointer<uint32_t> to;
+    const T* from;
+    int32_t column, channels;  // of its first value; there from it on, 0 outside
+  };
+  const auto find = [&](int32_t i) {
+    int32_t image = i, quad = 0;
+    if constexpr (kLast) quad = take_remainder(image, tiles.staged);
+    const int32_t x = take_remainder(image, tiles.source_columns);
+    const int32_t y = take_remainder(image, tiles.source_rows);
+    if constexpr (!kLast) quad = take_remainder(image, tiles.staged);
+    int32_t group = by_pieces ? kOfPiece * quad : quad;
+    const int32_t q = take_remainder(group, tiles.quads_of_group);
+    const int32_t h = top + y, w = left + x, c = (group0 + group) * p.source_channels + 4 * q;
+    const bool inside = is_below(h, p.h.source) && image < images_left && group0 + group < p.groups;
+    const int32_t at = h * p.w.source + w;
+    return Staged{source + (group * tiles.group + q / 4 * tiles.plane + q % 4 * kQuad<T> +
+                            ((image * tiles.source_rows.divisor + y) * tiles.pitch + x) * tiles.position),
+                  images + (kLast ? (image * source_pixels + at) * source_width + c
+                                  : (image * source_width + c) * source_pixels + at),
+                  w, inside ? p.source_channels - 4 * q : 0};
+  };
+  const int32_t count =
+      tiles.images * tiles.source_rows.divisor * tiles.source_columns.divisor * tiles.staged.divisor;
+  struct Quad {
+    SharedPointer<uint32_t> to;
+    T value[4];
+  };
+  const auto store_quad = [](const Quad& quad) { store_shared_words(quad.to, quad_of(quad.value)); };
+  if (by_pieces && kOfPiece == 2) {
+    for (int32_t i = first; i < count; i += threads) {
+      const Staged piece = find(i);
+      const bool inside = piece.channels > 0 && is_below(piece.column, p.w.source);
+      const auto from = reinterpret_cast<const uint32_t*>(inside ? piece.from : images);
+      if (tiles.second == kQuad<T>) {
+        copy_async_16(piece.to, from, inside);
+      } else {
+        copy_async_8(piece.to, from, inside);
+        copy_async_8(piece.to + tiles.second, from + 2, inside);
+      }
+    }
+  } else if (by_pieces) {
+    const auto load_piece = [&](int32_t i) {
+      const Staged staged = find(i);
+      const bool inside = staged.channels > 0 && is_below(staged.column, p.w.source);
+      const auto four = inside ? load<4>(staged.from) : Vector<T, 4>{};
+      return Quad{staged.to, {four.lane[0], four.lane[1], four.lane[2], four.lane[3]}};
+    };
+    load_ahead<kAhead>(first, count, threads, load_piece, store_quad);
+  } else {
+    const auto load_quad = [&](int32_t i) {
+      const Staged staged = find(i);
+      Quad quad{staged.to, {}};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const bool inside = is_below(staged.column + (e >> shift) * tiles.w.distance, p.w.source);
+        if (inside && (e & low) < staged.channels) {
+          quad.value[e] = staged.from[(e >> shift) * next_tap + (e & low) * next_channel];
+        }
+      }
+      return quad;
+    };
+    load_ahead<kAhead>(first, count, threads, load_quad, store_quad);
+  }
+}
+
 // A warp has 16 N result channels of 64 pixels.
 template <typename T, int N, bool kLast>
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -171,8 +250,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
   slice /= tiles.h.phases;
   const PhaseTaps down(p.h, tiles.h, p.transposed, row_phase);
   const PhaseTaps right(p.w, tiles.w, p.transposed, column_phase);
-  // Of quads of neighbouring taps, 4 / span channels at each.
-  const int32_t shift = tiles.span == 1 ? 2 : p.source_channels - 1, low = (1 << shift) - 1;
+  const int32_t shift = tiles.tap_bits, low = (1 << shift) - 1;
 
   const int32_t beside = tiles.row_copies.beside, row_taps = down.count * tiles.row_copies.planes;
   const int32_t row = right.count * beside;  // elements
@@ -247,26 +325,38 @@ __global__ void __launch_bounds__(kThreads, kResident)
       const int32_t start = kLast ? row : row * p.source_channels * taps;
       rows[half] = static_cast<const T*>(p.weight) + (there[half] ? start : 0);
     }
-    for (int32_t step = warp % sharers; step < steps; step += sharers) {
+    struct Quads {
+      int32_t step;
+      T value[2][4];  // of both rows
+    };
+    const auto load_quads = [&](int32_t step) {
       const auto entry = load_shared<kEntry>(words + (4 * step + t) * kEntry);
       const int32_t values = static_cast<int32_t>(entry.lane[1]);
       const int32_t at = static_cast<int32_t>(entry.lane[2]) * weight_tap +
                          static_cast<int32_t>(entry.lane[3]) * weight_channel;
-      Vector<uint32_t, 4> lane_words[kProducts];
+      Quads quads{step, {}};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const T* first = computed_once(rows[half] + at);
-        T value[4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) value[e] = there[half] && e < values ? first[of_value[e]] : T{};
-        const auto quad = quad_of(value);
+        for (int e = 0; e < 4; ++e) {
+          if (there[half] && e < values) quads.value[half][e] = first[of_value[e]];
+        }
+      }
+      return quads;
+    };
+    load_ahead<4>(warp % sharers, steps, sharers, load_quads, [&](const Quads& quads) {
+      Vector<uint32_t, 4> lane_words[kProducts];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const auto quad = quad_of(quads.value[half]);
 #pragma unroll
         for (int n = 0; n < kQuad<T>; ++n) lane_words[n / 2].lane[n % 2 * 2 + half] = quad.lane[n];
       }
-      const auto to = weights + (((which * steps + step) * N + f) * kProducts * kFragment + lane * 4);
+      const auto to = weights + (((which * steps + quads.step) * N + f) * kProducts * kFragment + lane * 4);
 #pragma unroll
       for (int m = 0; m < kProducts; ++m) store_shared_words(to + m * kFragment, lane_words[m]);
-    }
+    });
   }
 
   const int32_t tile_pixels = tiles.images * tiles.rows * tiles.columns;
@@ -292,8 +382,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int32_t channel = first + g * kOwn;
 
   const int32_t source_width = p.groups * p.source_channels, source_pixels = p.h.source * p.w.source;
-  const int32_t next_tap = tiles.w.distance * (kLast ? source_width : 1);
-  const int32_t next_channel = kLast ? 1 : source_pixels;
   for (int32_t tile = slice; tile < tiles.count; tile += tiles.slices) {
     int32_t rest = tile;
     const int32_t column0 = take_remainder(rest, tiles.column_tiles) * tiles.columns;
@@ -303,57 +391,15 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const int32_t images_left =
         static_cast<int32_t>(p.batch - image0 < tiles.images ? p.batch - image0 : tiles.images);
     const T* images = static_cast<const T*>(p.source) + image0 * source_width * source_pixels;
-    const int32_t staged = tiles.lie ? 0
-                                     : tiles.images * tiles.source_rows.divisor *
-                                           tiles.source_columns.divisor * tiles.staged.divisor;
     __syncthreads();
     if (tiles.lie) {
       const auto from = rows_in_memory<T>(p, tiles.row_copies, image0, group0 * tiles.row_copies.planes,
                                           images_left, top, left);
-      stage_rows<T, 4>(tiles.row_copies, from, threads, [&](int32_t piece, const auto& values) {
+      stage_rows<T, 4, 2>(tiles.row_copies, from, threads, [&](int32_t piece, const auto& values) {
         store_shared_words(source + piece * 4, values);
       });
-    }
-    for (int32_t i = thread; i < staged; i += threads) {
-      int32_t image = i, quad = 0;
-      if constexpr (kLast) quad = take_remainder(image, tiles.staged);
-      const int32_t x = take_remainder(image, tiles.source_columns);
-      const int32_t y = take_remainder(image, tiles.source_rows);
-      if constexpr (!kLast) quad = take_remainder(image, tiles.staged);
-      const bool by_pieces = kLast && tiles.by_pieces;
-      int32_t group = by_pieces ? kOfPiece * quad : quad;
-      const int32_t q = take_remainder(group, tiles.quads_of_group);
-      const auto to = source + (group * tiles.group + q / 4 * tiles.plane + q % 4 * kQuad<T> +
-                                ((image * tiles.source_rows.divisor + y) * tiles.pitch + x) * tiles.position);
-      const int32_t h = top + y, w = left + x, c = (group0 + group) * p.source_channels + 4 * q;
-      const bool row_inside = h >= 0 && h < p.h.source && image < images_left && group0 + group < p.groups;
-      const int32_t at = h * p.w.source + w;
-      const int32_t from = kLast ? (image * source_pixels + at) * source_width + c
-                                 : (image * source_width + c) * source_pixels + at;
-      if (by_pieces) {
-        const bool inside = row_inside && w >= 0 && w < p.w.source;
-        const auto piece = reinterpret_cast<const uint32_t*>(inside ? images + from : images);
-        if constexpr (kOfPiece == 1) {
-          const auto four = inside ? load<4>(images + from) : Vector<T, 4>{};
-          store_shared_words(to, quad_of(four.lane));
-        } else if (tiles.second == kQuad<T>) {
-          copy_async_16(to, piece, inside);
-        } else {
-          copy_async_8(to, piece, inside);
-          copy_async_8(to + tiles.second, piece + 2, inside);
-        }
-        continue;
-      }
-      T value[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int32_t column = w + (e >> shift) * tiles.w.distance;
-        value[e] = T{};
-        if (row_inside && column >= 0 && column < p.w.source && 4 * q + (e & low) < p.source_channels) {
-          value[e] = images[from + (e >> shift) * next_tap + (e & low) * next_channel];
-        }
-      }
-      store_shared_words(to, quad_of(value));
+    } else {
+      stage_quads<T, kLast>(p, tiles, images, images_left, group0, top, left, threads, source);
     }
     commit_async();
     wait_async<0>();

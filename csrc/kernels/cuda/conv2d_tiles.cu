@@ -34,6 +34,7 @@ struct Tiles {
 template <typename T, int P, int M, bool kLast>
 __global__ void __launch_bounds__(kThreads, kBlocks) direct_tiles(const Conv2dDirectParams p, const Tiles t) {
   using A = Compute<T>;
+  constexpr bool kAsTheyAre = std::is_same_v<A, T>;  // values are copied, not converted
   constexpr int kWide = 16 / sizeof(A) < M ? 16 / sizeof(A) : M;
   D2LFAST_SHARED(int32_t, offsets, kMaxConv2dTaps);
   const auto values = dynamic_shared<A>();
@@ -79,30 +80,53 @@ __global__ void __launch_bounds__(kThreads, kBlocks) direct_tiles(const Conv2dDi
       constexpr int V = decltype(width)::value;
       const Divider<int32_t>& planes = V > 1 ? t.source_vectors : t.source_planes;
       const int32_t staged = planes.divisor * t.source_rows.divisor * t.source_columns.divisor;
-      for (int32_t i = thread; i < staged; i += threads) {
+      struct Staged {
+        Lanes<T, V> given;
+        int32_t place, which, within;
+      };
+      const auto place_of = [&](const Staged& item) {
+        return item.within * t.plane * spread + item.place + item.which;
+      };
+      // Calls with the item, where its first value is in memory, and whether it is.
+      const auto find = [&](int32_t i, auto&& body) {
         int32_t of = i, which;  // group of the block
         if constexpr (kLast) which = take_remainder(of, planes) * V;
         int32_t x = take_remainder(of, t.source_columns);
         const int32_t y = take_remainder(of, t.source_rows);
         if constexpr (!kLast) which = of;
-        int32_t within = take_remainder(which, t.channels);
+        const int32_t within = take_remainder(which, t.channels);
         const int32_t h = top + y, w = left + x;
         const int32_t channel = (group0 + which) * p.source_channels + c0 + within;
-        auto given = Lanes<T, V>::of(T{});
-        if (h >= 0 && h < p.h.source && w >= 0 && w < p.w.source && group0 + which < p.groups) {
-          given = Lanes<T, V>::read(source + (kLast ? (h * p.w.source + w) * source_width + channel
-                                                    : channel * source_pixels + h * p.w.source + w));
-        }
+        const T* from = source + (kLast ? (h * p.w.source + w) * source_width + channel
+                                        : channel * source_pixels + h * p.w.source + w);
+        const bool inside = is_below(h, p.h.source) && is_below(w, p.w.source) && group0 + which < p.groups;
         const int32_t remainder = take_remainder(x, t.stride);
         const int32_t place = (y * t.pitch + remainder * t.phase + x) * spread;
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          values[within * t.plane * spread + place + which] = to_compute(given.lane(v));
-          if (++within == t.chunk) {
-            within = 0;
-            ++which;
-          }
+        return body(Staged{Lanes<T, V>::of(T{}), place, which, within}, from, inside);
+      };
+      if constexpr (kAsTheyAre && V == 1) {
+        for (int32_t i = thread; i < staged; i += threads) {
+          find(i, [&](const Staged& item, const T* from, bool inside) {
+            copy_async_element(values + place_of(item), from, inside);
+          });
         }
+      } else {
+        const auto load_item = [&](int32_t i) {
+          return find(i, [](Staged item, const T* from, bool inside) {
+            if (inside) item.given = Lanes<T, V>::read(from);
+            return item;
+          });
+        };
+        load_ahead<2>(thread, staged, threads, load_item, [&](Staged& item) {
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            values[place_of(item)] = to_compute(item.given.lane(v));
+            if (++item.within == t.chunk) {
+              item.within = 0;
+              ++item.which;
+            }
+          }
+        });
       }
     };
     if (kLast && t.by_vectors) {
@@ -110,7 +134,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks) direct_tiles(const Conv2dDi
     } else {
       stage(std::integral_constant<int, 1>{});
     }
-    for (int32_t i = thread; i < t.chunk * taps * t.units * M; i += threads) {
+    struct Factor {
+      const T* from;
+      int32_t to;
+      bool there;
+    };
+    const auto find_factor = [&](int32_t i) {
       int32_t step = i / M;
       const int32_t m = i % M, u = take_remainder(step, t.units_of_block);
       int32_t c = step;
@@ -118,15 +147,33 @@ __global__ void __launch_bounds__(kThreads, kBlocks) direct_tiles(const Conv2dDi
       const int32_t from = p.transposed ? taps - 1 - tap : tap;
       const int32_t of = t.groups ? group0 + u : group0;
       const int32_t result = t.groups ? m : (unit0 + u) * M + m;
-      A value = 0;
-      if (result < p.result_channels && of < p.groups) {
-        const int32_t row = of * p.result_channels + result;
-        const int32_t at = kLast ? (from * p.source_channels + c0 + c) * p.groups * p.result_channels + row
-                                 : (row * p.source_channels + c0 + c) * taps + from;
-        value = to_compute(static_cast<const T*>(p.weight)[at]);
+      const int32_t row = of * p.result_channels + result;
+      const int32_t at = kLast ? (from * p.source_channels + c0 + c) * p.groups * p.result_channels + row
+                               : (row * p.source_channels + c0 + c) * taps + from;
+      return Factor{static_cast<const T*>(p.weight) + at,
+                    ((step * (M / kWide) + m / kWide) * t.units + u) * kWide + m % kWide,
+                    result < p.result_channels && of < p.groups};
+    };
+    const int32_t all_factors = t.chunk * taps * t.units * M;
+    if constexpr (kAsTheyAre) {
+      for (int32_t i = thread; i < all_factors; i += threads) {
+        const Factor factor = find_factor(i);
+        copy_async_element(weights + factor.to, factor.from, factor.there);
       }
-      weights[((step * (M / kWide) + m / kWide) * t.units + u) * kWide + m % kWide] = value;
+    } else {
+      struct Value {
+        T value;
+        int32_t to;
+      };
+      const auto load_factor = [&](int32_t i) {
+        const Factor factor = find_factor(i);
+        return Value{factor.there ? *factor.from : T{}, factor.to};
+      };
+      load_ahead<2>(thread, all_factors, threads, load_factor,
+                    [&](const Value& value) { weights[value.to] = to_compute(value.value); });
     }
+    commit_async();
+    wait_async<0>();
     __syncthreads();
     auto factors = weights + unit * kWide;
     for (int32_t c = 0, plane = 0; c < t.chunk; ++c, plane += t.plane * spread) {

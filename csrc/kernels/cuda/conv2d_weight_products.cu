@@ -319,7 +319,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         const auto from =
             rows_in_memory<T>(p, tiles.row_copies, tile.image, place.source, tile.images,
                               tile.row * p.h.stride - p.h.pad, tile.column * p.w.stride - p.w.pad);
-        stage_rows<T, kPiece>(tiles.row_copies, from, kThreads, [&](int32_t piece, const auto& values) {
+        stage_rows<T, kPiece, 1>(tiles.row_copies, from, kThreads, [&](int32_t piece, const auto& values) {
           store_shared_words(to_source + piece * kPiece, values);
         });
       } else {

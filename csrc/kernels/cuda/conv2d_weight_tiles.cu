@@ -98,9 +98,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         for (Counter i(thread, kThreads, t.channels / V); i.outer < images * run; i.next()) {
           const int32_t m = i.inner * V;
           const bool valid = first + m < p.result_channels;
-          const int64_t at = static_cast<int64_t>(i.outer) * all_results + m;
-          store_shared<V>(gradients + (i.outer * t.width + m),
-                          valid ? load<V>(from + at) : Vector<float, V>{});
+          const auto to = gradients + (i.outer * t.width + m);
+          const float* at = from + (static_cast<int64_t>(i.outer) * all_results + m);
+          if constexpr (V == 4) {
+            copy_async_16(to, at, valid);
+          } else {
+            copy_async_element(to, at, valid);
+          }
         }
       };
       if (t.by_fours) {
@@ -118,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         for (int32_t image = 0; image < images; ++image) {
           const int64_t begin = static_cast<int64_t>(image) * all_results * result_pixels;
           for (int32_t pixel = warp * 8 + lane % 8; pixel < run; pixel += kThreads / 4) {
-            to[(image * run + pixel) * t.width] = valid ? from[begin + pixel] : 0.0f;
+            copy_async_element(to + (image * run + pixel) * t.width, from + (begin + pixel), valid);
           }
         }
       }
@@ -134,8 +138,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       const auto to = sources + (plane * (kLast ? p.source_channels : 1) * t.plane + y * t.pitch);
       const auto copy = [&](int32_t x, int32_t c) {
         const int32_t w = x - p.w.pad;
-        const bool valid = row_valid && is_below(w, p.w.source);
-        to[c * t.plane + x] = valid ? source[row + (kLast ? int64_t{w} * all_sources + c : w)] : 0.0f;
+        copy_async_element(to + (c * t.plane + x), source + row + (kLast ? w * all_sources + c : w),
+                           row_valid && is_below(w, p.w.source));
       };
       if constexpr (kLast) {
         for (Counter i(lane, 32, p.source_channels); i.outer < t.pitch; i.next()) copy(i.outer, i.inner);
@@ -143,6 +147,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         for (int32_t x = lane; x < t.pitch; x += 32) copy(x, 0);
       }
     }
+    commit_async();
+    wait_async<0>();
     __syncthreads();
     if (part >= t.parts) continue;
     Counter at(part, t.parts, p.w.result);

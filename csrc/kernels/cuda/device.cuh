@@ -134,8 +134,15 @@ __device__ __forceinline__ void store_in_cluster(float* address, int32_t blocks,
   }
 }
 
-// 8 or 16 bytes from global to shared memory without a register; `valid` false writes zeros and reads
-// nothing.
+// One element of 4 or 8 bytes, or 8 or 16 bytes, from global to shared memory without a register; `valid`
+// false writes zeros and reads nothing.
+template <typename T>
+__device__ __forceinline__ void copy_async_element(T* to, const T* from, bool valid) {
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  const int bytes = valid ? sizeof(T) : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;\n" ::"r"(target), "l"(from), "r"(bytes),
+               "n"(sizeof(T)));
+}
 template <typename T>
 __device__ __forceinline__ void copy_async_8(T* to, const T* from, bool valid) {
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -239,6 +246,23 @@ __device__ void visit_transposed(int32_t inner, int32_t outer, Visit&& visit) {
     const int32_t part = item / part_size, i = part * kInner + item % kInner;
     if (i < inner) visit(i, (item - part * part_size) / kInner);
   }
+}
+
+// store(load(i)) for i = first, first + step, ... below count: N are under way before the first is stored; of
+// the last ones two or one.
+template <int N, typename Load, typename Store>
+__device__ __forceinline__ void load_ahead(int32_t first, int32_t count, int32_t step, Load&& load,
+                                           Store&& store) {
+  int32_t i = first;
+#pragma unroll 1
+  for (; i + (N - 1) * step < count; i += N * step) {
+    decltype(load(i)) held[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) held[n] = load(i + n * step);
+#pragma unroll
+    for (int n = 0; n < N; ++n) store(held[n]);
+  }
+  if constexpr (N > 1) load_ahead<N / 2>(i, count, step, load, store);
 }
 
 inline bool aligned(const void* pointer, size_t bytes) {

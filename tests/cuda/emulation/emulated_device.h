@@ -207,6 +207,10 @@ void copy_async(Pointer to, const T* from, bool valid) {
   });
 }
 template <typename T>
+void copy_async_element(SharedPointer<T> to, const T* from, bool valid) {
+  copy_async<sizeof(T)>(to, from, valid);
+}
+template <typename T>
 void copy_async_8(SharedPointer<T> to, const T* from, bool valid) {
   copy_async<8>(to, from, valid);
 }

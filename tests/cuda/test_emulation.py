@@ -28,20 +28,27 @@ FAMILIES = {
 FAR_END = ("-n", "0", "cuda/far_end.py")  # a process at a time: each takes 5 GiB
 
 
-@pytest.fixture(scope="session")
-def library():
-    run = subprocess.run(
-        [sys.executable, str(HERE / "emulation" / "build.py")], capture_output=True, text=True, timeout=800
-    )
+def build(**variables):
+    command = [sys.executable, str(HERE / "emulation" / "build.py")]
+    environment = {**os.environ, **variables}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=800, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout.splitlines()[-1]
 
 
 @pytest.fixture(scope="session")
+def library():
+    return build()
+
+
+def ptx_in(folder):
+    return {"D2LFAST_EMULATED_PTX": str(folder)} if any(folder.glob("*.ptx")) else {}
+
+
+@pytest.fixture(scope="session")
 def compiled(library):
     """What runs the kernels as nvcc compiles them; as C++ where there is no nvcc."""
-    folder = Path(library).parent / "ptx"
-    return {"D2LFAST_EMULATED_PTX": str(folder)} if any(folder.glob("*.ptx")) else {}
+    return ptx_in(Path(library).parent / "ptx")
 
 
 @pytest.fixture(scope="session")
@@ -100,9 +107,22 @@ def test_random_cases(library, code):
     on_emulated_gpu(library, "fuzz/test_fuzz.py", "-k", "random_cases", D2LFAST_FUZZ_CASES="30", **code)
 
 
-def test_launches(library, code):
+def launches(library, **variables):
     names = ("", "_batch_norm", "_conv2d", "_conv2d_products", "_cross_entropy", "_autotune", "_recurrent")
-    on_emulated_gpu(library, *(f"cuda/launches{name}.py" for name in names), **code)
+    on_emulated_gpu(library, *(f"cuda/launches{name}.py" for name in names), **variables)
+
+
+def test_launches(library, compiled):
+    launches(library, **compiled)
+
+
+@pytest.mark.parametrize("arch", ["80", "100"])
+def test_launches_of_other_architectures(library, ptx, arch):
+    """Whose PTX differs: sm_80 has no clusters."""
+    gpu = {"D2LFAST_EMULATED_ARCH": arch}
+    build(**gpu)
+    other = ptx_in(Path(library).parent / f"ptx_{arch}") or pytest.skip("nvcc does not know it")
+    launches(library, **gpu, **other)
 
 
 @pytest.mark.parametrize("capability", ["80", "90"])

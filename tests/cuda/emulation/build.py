@@ -2,8 +2,8 @@
 
 Prints the library's path. Loading it replaces d2lfast's CPU operators in that process, and tensors come from
 fenced memory. Where there is an nvcc, the kernels' PTX comes to the folder `ptx` beside the library, which
-runs it if D2LFAST_EMULATED_PTX names the folder; from `make cuda-compile`, if that is up to date. What is up
-to date is not compiled again.
+runs it if D2LFAST_EMULATED_PTX names the folder; that of another architecture, D2LFAST_EMULATED_ARCH, to
+`ptx_80` or `ptx_100`. What `make cuda-compile` has made is copied, what is up to date not compiled again.
 """
 
 import importlib.util
@@ -22,8 +22,8 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
 OUT = ROOT / "build" / "emulation"
-PTX = OUT / "ptx"
 ARCH = os.environ.get("D2LFAST_EMULATED_ARCH", "90")  # of the PTX
+PTX = OUT / ("ptx" if ARCH == "90" else f"ptx_{ARCH}")
 sys.path.insert(0, str(ROOT / "build_tools"))
 
 import cuda_compile  # noqa: E402
@@ -79,8 +79,10 @@ def kept_ptx(toolkit: Toolkit) -> dict[Path, Path]:
 
 
 def ptx_units(toolkit: Toolkit) -> list[cuda_compile.Unit]:
-    """Calls of nvcc with the flags of a build."""
+    """Calls of nvcc with the flags of a build; none if it does not know the architecture."""
     made = []
+    if toolkit.version < cuda_compile.ARCHS[f"sm_{ARCH}"]:
+        return made
     for source in sorted(ROOT.glob("csrc/kernels/cuda/*.cu")):
         of_warpgroups = ARCH == "90" and cuda_compile.has_warpgroups(source)
         arch = ["-arch=compute_90a", "-DD2LFAST_SM90A"] if of_warpgroups else [f"-arch=compute_{ARCH}"]
@@ -111,7 +113,7 @@ def build() -> Path:
             raise RuntimeError(f"{unit} failed:\n{log}")
     for old in set(PTX.glob("*.ptx")) - {unit.target for unit in programs}:
         old.unlink()
-    library, symbols = OUT / "emulated_cuda.so", PTX / "symbols"
+    library, symbols = OUT / "emulated_cuda.so", OUT / "symbols"
     objects = [str(unit.target) for unit in objects]
     newest = max(os.stat(name).st_mtime_ns for name in objects)
     if not symbols.exists() or symbols.stat().st_mtime_ns < newest:
@@ -125,6 +127,9 @@ def build() -> Path:
         # By which a kernel's address is its name, also in an unnamed namespace.
         names = subprocess.run(["nm", str(library)], capture_output=True, text=True, check=True).stdout
         symbols.write_text("\n".join(re.findall(r"^\S+ [tT] .*d2lfast4cuda.*$", names, re.MULTILINE)))
+    if not (PTX / "symbols").is_symlink():
+        (PTX / "symbols").unlink(missing_ok=True)
+        (PTX / "symbols").symlink_to(symbols)
     return library
 
 

@@ -14,12 +14,21 @@ inline at::MemoryFormat layout(bool channels_last) {
   return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
+// Whether torch takes a tensor for channels_last once it has made it so: a copy of [N,1,1,1] looks
+// contiguous.
+inline bool stays_channels_last(const at::Tensor& tensor) {
+  if (tensor.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+    return layout_of(tensor) == at::MemoryFormat::ChannelsLast;
+  }
+  return tensor.size(1) * tensor.size(2) * tensor.size(3) != 1;
+}
+
 // torch's rule for convolutions: channels_last if the images or the weight are, unless there are no images.
 inline at::MemoryFormat conv2d_layout(const at::Tensor& input, const at::Tensor& weight) {
   if (input.numel() == 0) return at::MemoryFormat::Contiguous;
   const bool channels_last = layout_of(input) == at::MemoryFormat::ChannelsLast ||
                              layout_of(weight) == at::MemoryFormat::ChannelsLast;
-  return layout(channels_last);
+  return layout(channels_last && (stays_channels_last(input) || stays_channels_last(weight)));
 }
 
 inline bool is_channels_last(at::MemoryFormat format) { return format == at::MemoryFormat::ChannelsLast; }

@@ -9,11 +9,22 @@ from torch._prims_common import suggest_memory_format
 from d2lfast._fake.devices import check_same_device
 
 
+def _stays_channels_last(tensor: Tensor) -> bool:
+    """Whether torch takes it for channels_last that it has made so: a copy of [N,1,1,1] does not look it."""
+    if tensor.is_contiguous(memory_format=torch.channels_last):
+        return suggest_memory_format(tensor) == torch.channels_last
+    return any(size != 1 for size in tensor.shape[1:])
+
+
 def _layout(input: Tensor, weight: Tensor) -> torch.memory_format:
     """torch's rule for convolutions (csrc/ops/layout.h)."""
-    for tensor in (input, weight):
-        if tensor.dim() == 4 and suggest_memory_format(tensor) == torch.channels_last:
-            return torch.channels_last
+    if input.dim() == 3:
+        input = input.unsqueeze(0)
+    tensors = (input, weight)
+    if any(suggest_memory_format(tensor) == torch.channels_last for tensor in tensors) and any(
+        map(_stays_channels_last, tensors)
+    ):
+        return torch.channels_last
     return torch.contiguous_format
 
 

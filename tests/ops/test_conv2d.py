@@ -342,6 +342,26 @@ class TestConv2dPlanes(TestConv2d):
     test_threads_do_not_change_a_bit = OpTester.test_threads_do_not_change_a_bit
 
 
+@pytest.mark.parametrize("kernel", [1, 2])
+@pytest.mark.parametrize("size", [1, 9])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("sliced", [("weight",), ("input",), ("input", "weight")], ids="-".join)
+def test_layout_of_one_element_channels(sliced, channels, size, kernel):
+    """Where strides name no layout torch's choice is that of its copies."""
+
+    def tensor(name, *shape):
+        if name not in sliced:
+            return torch.randn(shape)
+        larger = torch.randn([2 * n for n in shape]).contiguous(memory_format=torch.channels_last)
+        return larger[tuple(slice(n) for n in shape)]
+
+    input, weight = tensor("input", 2, channels, size, size), tensor("weight", 5, channels, kernel, kernel)
+    arguments = (input, weight, None, [1, 1], [1, 1], [1, 1], 1, "none", "direct")
+    output = torch.ops.d2lfast.conv2d(*arguments)
+    assert output.stride() == torch.conv2d(input, weight, padding=1).stride()
+    torch.library.opcheck(torch.ops.d2lfast.conv2d.default, arguments, test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("activation", ["none", "relu", "tanh"])
 @pytest.mark.parametrize("algorithm", ["planes", "channels"])
